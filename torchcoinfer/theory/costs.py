@@ -21,7 +21,7 @@ class Load:
 
 
 @dataclass(frozen=True)
-class ComputeProfile:
+class DeviceProfile:
     """A device or a server.
 
     Attributes:
