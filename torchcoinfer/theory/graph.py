@@ -10,8 +10,14 @@ recomputed on whichever side needs them, never sent, and appear here only throug
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+
+import numpy as np
+
+from torchcoinfer.errors import ArgumentError
+from torchcoinfer.theory.mincut import Edge, parametric_minimum_closures
 
 
 @dataclass(frozen=True)
@@ -79,3 +85,151 @@ class Cut:
     name: str
     device: tuple[str, ...]
     tensors: tuple[str, ...]
+
+
+class GraphIndex:
+    """Positions, producers and consumers of a graph, computed once: what every cut question needs.
+
+    Attributes:
+        position: unit name -> index in ``graph.units``.
+        producer: tensor name -> index of the unit that makes it; model inputs are absent.
+        consumers: tensor name -> indices of the units that read it.
+        predecessors: per unit, the bit mask of the units whose outputs it reads.
+    """
+
+    def __init__(self, graph: Graph):
+        self.position = {unit.name: i for i, unit in enumerate(graph.units)}
+        self.producer = {name: i for i, unit in enumerate(graph.units) for name in unit.outputs}
+        self.consumers: dict[str, list[int]] = {name: [] for name in graph.tensors}
+        self.predecessors = []
+        for i, unit in enumerate(graph.units):
+            mask = 0
+            for name in unit.inputs:
+                self.consumers[name].append(i)
+                if name in self.producer:
+                    mask |= 1 << self.producer[name]
+            if mask >> i:
+                raise ArgumentError(
+                    "the units are not in topological order", got=unit.name,
+                    expected="every unit after the units that it reads", remedy="sort Graph.units",
+                )  # fmt: skip
+            self.predecessors.append(mask)
+
+
+def crossing_tensors(graph: Graph, device: frozenset[str]) -> tuple[str, ...]:
+    """Tensors that go from ``device`` to the server: read there, or outputs of the model (in graph order).
+
+    A model input starts on the device; it crosses when a unit of the server reads it.
+    """
+    server = [unit for unit in graph.units if unit.name not in device]
+    if not server:
+        return ()
+    wanted = {name for unit in server for name in unit.inputs} | set(graph.outputs)
+    made = {name for unit in server for name in unit.outputs}
+    here = [*graph.inputs, *(name for unit in graph.units if unit.name in device for name in unit.outputs)]
+    return tuple(dict.fromkeys(name for name in here if name in wanted and name not in made))
+
+
+def make_cut(graph: Graph, device: frozenset[str]) -> Cut:
+    """The cut with these units on the device. A prefix of ``graph.units`` is named after its last unit; any
+    other set after its last unit and a digest of the set, so that names are unique and reproducible."""
+    units = tuple(unit.name for unit in graph.units if unit.name in device)
+    if not units:
+        name = "server"
+    elif len(units) == len(graph.units):
+        name = "device"
+    elif units[-1] == graph.units[len(units) - 1].name:
+        name = units[-1]
+    else:
+        name = f"{units[-1]}@{hashlib.sha256(chr(10).join(units).encode()).hexdigest()[:8]}"
+    return Cut(name, units, crossing_tensors(graph, device))
+
+
+def cut_from_tensors(graph: Graph, names: Iterable[str]) -> Cut:
+    """The cut at which exactly these tensors cross: the device runs their ancestors. No tensor: "device".
+
+    Raises:
+        ArgumentError: an unknown tensor, or tensors that do not divide the graph.
+    """
+    names = tuple(names)
+    if not names:
+        return make_cut(graph, frozenset(unit.name for unit in graph.units))
+    unknown = sorted(set(names) - set(graph.tensors))
+    if unknown:
+        raise ArgumentError(
+            "the graph has no such tensors", got=unknown, expected=f"names among {len(graph.tensors)} tensors",
+            remedy="take them from candidate_cuts",
+        )  # fmt: skip
+    index, ancestors = GraphIndex(graph), 0
+    stack = [index.producer[name] for name in names if name in index.producer]
+    while stack:
+        i = stack.pop()
+        if not ancestors >> i & 1:
+            ancestors |= 1 << i
+            stack.extend(index.producer[n] for n in graph.units[i].inputs if n in index.producer)
+    cut = make_cut(graph, frozenset(u.name for i, u in enumerate(graph.units) if ancestors >> i & 1))
+    if cut.name != "device" and set(cut.tensors) != set(names):
+        raise ArgumentError(
+            "these tensors do not divide the graph", got=sorted(names), expected=f"to send {sorted(cut.tensors)}",
+            remedy="take a cut from candidate_cuts",
+        )  # fmt: skip
+    return cut
+
+
+def candidate_cuts(graph: Graph) -> tuple[Cut, ...]:
+    """Every candidate (theory.md §5): "device", "server", the prefix after each unit, the parametric minimum
+    cuts of bytes on the link against work moved; deduplicated, in this order."""
+    names = [unit.name for unit in graph.units]
+    sets = [frozenset(names), frozenset()]
+    sets += [frozenset(names[: i + 1]) for i in range(len(names) - 1)]
+    sets += parametric_minimum_cuts(graph)
+    return tuple(make_cut(graph, device) for device in dict.fromkeys(sets))
+
+
+def parametric_minimum_cuts(graph: Graph) -> list[frozenset[str]]:
+    """Device sets on the lower convex hull of (FLOPs on the device, bytes that cross): all breakpoints."""
+    index = GraphIndex(graph)
+    edges = [
+        Edge(tensor.nbytes, index.producer.get(name), tuple(index.consumers[name]), name in graph.outputs)
+        for name, tensor in graph.tensors.items()
+    ]
+    closures = parametric_minimum_closures([unit.flops for unit in graph.units], edges)
+    return [frozenset(graph.units[i].name for i in closure) for closure in closures]
+
+
+def all_frontiers(graph: Graph, limit: int | None = None) -> tuple[Cut, ...] | None:
+    """Every set of units closed under predecessors, "device" and "server" first; None if more than ``limit``."""
+    predecessors = GraphIndex(graph).predecessors
+    masks = [0]
+    for i, mask in enumerate(predecessors):
+        masks += [m | 1 << i for m in masks if m & mask == mask]
+        if limit is not None and len(masks) > limit:
+            return None
+    everything = (1 << len(graph.units)) - 1
+    masks.sort(key=lambda m: (m != everything, m))
+    members = [frozenset(u.name for i, u in enumerate(graph.units) if m >> i & 1) for m in masks]
+    return tuple(make_cut(graph, device) for device in dict.fromkeys(members))
+
+
+def peak_activation_bytes(graph: Graph, units: Iterable[str], held: Iterable[str] = ()) -> int:
+    """Peak bytes of live tensors while ``units`` run in graph order (liveness).
+
+    A tensor lives from the unit that makes it to the last of ``units`` that reads it, and to the end if it
+    leaves (read elsewhere, or an output of the model). What ``units`` read but do not make, and ``held``,
+    lives throughout: the caller keeps it.
+    """
+    chosen = set(units)
+    steps = [unit for unit in graph.units if unit.name in chosen]
+    birth = {name: i for i, unit in enumerate(steps) for name in unit.outputs}
+    sources = set(held) | {name for unit in steps for name in unit.inputs}
+    base = sum(graph.tensors[name].nbytes for name in sources - set(birth))
+    leaving = set(graph.outputs)
+    leaving |= {name for unit in graph.units if unit.name not in chosen for name in unit.inputs}
+    death = dict(birth)
+    for i, unit in enumerate(steps):
+        death.update((name, i) for name in unit.inputs if name in birth)
+    change = np.zeros(len(steps) + 1, dtype=np.int64)
+    for name, first in birth.items():
+        change[first] += graph.tensors[name].nbytes
+        change[len(steps) if name in leaving else death[name] + 1] -= graph.tensors[name].nbytes
+    return base + (int(np.cumsum(change)[:-1].max()) if steps else 0)

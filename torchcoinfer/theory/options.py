@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TypeVar
+
+Item = TypeVar("Item")
 
 BLOCK_ROWS = 16
 TILE_COLUMNS = 32
 CHUNK = 64  # survivors of a sparse block are stored in chunks of 64
 WEIGHT_BITS = (2, 3, 4, 5, 6, 8)
+GROUP_SIZES = (0, 32, 64, 128)  # 0: the whole row
 SCALE_BYTES = 2  # float16 scales
 
 
@@ -65,3 +70,51 @@ def packed_bytes(option: Option, rows: int, columns: int, float_bytes: int = 4) 
         chunks += ceil_div(kept_per_block(rows_in_block, columns, option.sparsity), CHUNK)
     mask_bytes, offset_bytes = blocks * tiles * 8 * 8, (blocks + 1) * 4
     return chunks * CHUNK * bits // 8 + mask_bytes + offset_bytes + scale_bytes
+
+
+def candidate_options(
+    kind: str,
+    *,
+    bits: Iterable[int],
+    sparsities: Iterable[float],
+    formats: Iterable[str],
+    group_sizes: Iterable[int],
+    activation_bits: Iterable[int | None] = (None,),
+    algorithm: str = "nearest",
+) -> tuple[Option, ...]:
+    """Every option of a search for one layer: uncompressed first, then dense codes, 2:4, bitmap.
+
+    Only linear layers are pruned or take coded activations; an embedding or a convolution takes dense codes.
+    "2:4" is one option a width, whatever ``sparsities`` says, as long as .5 is among them.
+    """
+    sparsities, options = tuple(sparsities), [Option()]
+    dense_only = kind != "linear"
+    for format_ in formats:
+        if format_ == "int":
+            shares: tuple[float, ...] = (0.0,)
+        elif dense_only:
+            continue
+        else:
+            shares = tuple(s for s in sparsities if s == 0.5 or (s > 0 and format_ == "bitmap"))
+        for share in shares:
+            for width in bits:
+                for group_size in group_sizes:
+                    for activation in (None,) if dense_only else activation_bits:
+                        options.append(Option(width, share, format_, group_size, False, activation, algorithm))
+    return tuple(dict.fromkeys(options))
+
+
+def drop_dominated(items: Iterable[Item], costs: Callable[[Item], tuple[float, ...]]) -> tuple[Item, ...]:
+    """Items to which no other is at least as good in every cost; of equal items the first stays."""
+    listed = list(items)
+    vectors = [costs(item) for item in listed]
+    kept = []
+    for i, own in enumerate(vectors):
+        dominated = any(
+            all(a <= b for a, b in zip(other, own, strict=True)) and (other != own or j < i)
+            for j, other in enumerate(vectors)
+            if j != i
+        )
+        if not dominated:
+            kept.append(listed[i])
+    return tuple(kept)
