@@ -1,0 +1,108 @@
+"""Linear layer over packed weight codes (format: ``csrc/layout.h``)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from torchcoinfer.errors import ArgumentError
+from torchcoinfer.ops.library import implement
+from torchcoinfer.ops.pack import check_format
+from torchcoinfer.ops.quantize import dequantize_codes, unpack_codes_reference
+
+ACTIVATION_TOP = 127  # symmetric int8: -127 .. 127
+
+
+def quant_linear(
+    x: Tensor,
+    packed: Tensor,
+    scales: Tensor,
+    zeros: Tensor | None,
+    bias: Tensor | None,
+    bits: int,
+    group_size: int,
+    out_features: int,
+    activation_bits: int = 0,
+    layout: int = 0,
+) -> Tensor:
+    """y = x W^T + bias, W [N, K] packed; sums in float32 (weight-only) or int32 a group (int8 activations).
+
+    Args:
+        x: [..., K] float32, bfloat16 or float16, any strides.
+        packed, scales, zeros: as ``quantize_pack`` gives them; zeros None or empty: symmetric.
+        bias: [N], any of the three dtypes, or None.
+        activation_bits: 0 = weight-only; 8 = each row of x is quantized to int8, scale absmax / 127.
+        layout: 0, the canonical packed order.
+
+    Returns:
+        [..., N] in the dtype of x.
+
+    Raises:
+        RuntimeError, ArgumentError: shapes, dtypes or format disagree; the message names op and argument.
+    """
+    return torch.ops.torchcoinfer.quant_linear(
+        x, packed, scales, zeros, bias, bits, group_size, out_features, activation_bits, layout
+    )
+
+
+def quant_linear_reference(
+    x: Tensor,
+    packed: Tensor,
+    scales: Tensor,
+    zeros: Tensor | None,
+    bias: Tensor | None,
+    bits: int,
+    group_size: int,
+    out_features: int,
+    activation_bits: int = 0,
+    layout: int = 0,
+) -> Tensor:
+    check_format("quant_linear", bits, group_size)
+    check_variant("quant_linear", activation_bits, layout)
+    codes = unpack_codes_reference(packed, bits, out_features, x.shape[-1])
+    weight = dequantize_codes(codes, scales, zeros, bits, group_size)
+    y = rows_by_weight(x.float(), weight, activation_bits)
+    return (y if bias is None else y + bias.float()).to(x.dtype)
+
+
+def check_variant(op: str, activation_bits: int, layout: int) -> None:
+    """Raises ArgumentError unless the activation width and the layout are ones the references know."""
+    if activation_bits not in (0, 8):
+        fact = f"torchcoinfer::{op}: argument 'activation_bits'"
+        raise ArgumentError(fact, got=activation_bits, expected="0 (weight-only) or 8")
+    if layout != 0:
+        raise ArgumentError(f"torchcoinfer::{op}: argument 'layout'", got=layout, expected="0 (canonical)")
+
+
+def rows_by_weight(rows: Tensor, weight: Tensor, activation_bits: int) -> Tensor:
+    """float32 rows [..., K] times weight [N, K] transposed, the rows quantized to int8 each if asked."""
+    if activation_bits == 0:
+        return rows @ weight.T
+    codes, scale = quantize_rows(rows)
+    return codes @ weight.T * scale
+
+
+def quantize_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Symmetric int8 codes (as float32) of each row [..., K] and its scale [..., 1]: absmax / 127."""
+    largest = torch.nn.functional.pad(rows, (0, 1)).abs().amax(-1, keepdim=True)
+    inverse = torch.where(largest > 0, ACTIVATION_TOP / largest, 0)
+    codes = (rows * inverse).round().clamp(-ACTIVATION_TOP, ACTIVATION_TOP)
+    return codes, largest / ACTIVATION_TOP
+
+
+def _quant_linear_fake(
+    x: Tensor,
+    packed: Tensor,
+    scales: Tensor,
+    zeros: Tensor | None,
+    bias: Tensor | None,
+    bits: int,
+    group_size: int,
+    out_features: int,
+    activation_bits: int = 0,
+    layout: int = 0,
+) -> Tensor:
+    return x.new_empty(*x.shape[:-1], out_features)
+
+
+implement("quant_linear", quant_linear_reference, _quant_linear_fake)
