@@ -1,0 +1,83 @@
+"""Linear layer over a weight in the 2:4 format (``sparse24.py``)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from torchcoinfer.ops.library import implement
+from torchcoinfer.ops.sparse24 import sparse24_unpack_reference
+from torchcoinfer.ops.survivors import survivor_linear
+
+
+def sparse24_linear(
+    x: Tensor,
+    index: Tensor,
+    values: Tensor,
+    scales: Tensor | None,
+    zeros: Tensor | None,
+    bias: Tensor | None,
+    bits: int,
+    group_size: int,
+    out_features: int,
+    activation_bits: int = 0,
+    layout: int = 0,
+) -> Tensor:
+    """y = x W^T + bias, W [N, K] in the 2:4 format; sums in float32, or int32 a group (int8 activations).
+
+    Args:
+        x: [..., K] float32, bfloat16 or float16, any strides.
+        index, values: as ``sparse24_pack`` gives them.
+        scales, zeros: [NB, G, 16] of the codes; None for float survivors; zeros None: symmetric.
+        bias: [N] or None.
+        bits: 0 for float survivors.
+        group_size: 0 for float survivors.
+        activation_bits: 0 = weight-only; 8 (codes alone) = each row of x is quantized to int8.
+        layout: 0, the canonical packed order.
+
+    Returns:
+        [..., N] in the dtype of x.
+
+    Raises:
+        RuntimeError, ArgumentError: shapes, dtypes or format disagree; the message names op and argument.
+    """
+    return torch.ops.torchcoinfer.sparse24_linear(
+        x, index, values, scales, zeros, bias, bits, group_size, out_features, activation_bits, layout
+    )
+
+
+def sparse24_linear_reference(
+    x: Tensor,
+    index: Tensor,
+    values: Tensor,
+    scales: Tensor | None,
+    zeros: Tensor | None,
+    bias: Tensor | None,
+    bits: int,
+    group_size: int,
+    out_features: int,
+    activation_bits: int = 0,
+    layout: int = 0,
+) -> Tensor:
+    stored = sparse24_unpack_reference(index, values, bits, out_features, x.shape[-1])
+    variant = (bits, group_size, activation_bits, layout)
+    return survivor_linear("sparse24_linear", x, stored, scales, zeros, bias, variant)
+
+
+def _linear_fake(
+    x: Tensor,
+    index: Tensor,
+    values: Tensor,
+    scales: Tensor | None,
+    zeros: Tensor | None,
+    bias: Tensor | None,
+    bits: int,
+    group_size: int,
+    out_features: int,
+    activation_bits: int = 0,
+    layout: int = 0,
+) -> Tensor:
+    return x.new_empty(*x.shape[:-1], out_features)
+
+
+implement("sparse24_linear", sparse24_linear_reference, _linear_fake)
