@@ -10,10 +10,8 @@ from functools import cached_property
 from torchcoinfer.theory.graph import Graph, Layer, Unit
 from torchcoinfer.theory.options import Option, packed_bytes
 
-HEADER_BYTES = 32  # of one tensor's frame on the link (runtime/wire.py)
 SCALE_ZERO_BYTES = 8  # float32 scale and zero point of one row of a coded tensor
 FLOAT_BITS = 32  # b of [Q]: full precision
-
 
 
 @dataclass(frozen=True)
@@ -101,19 +99,37 @@ class LinkProfile:
 
 
 def coded_bytes(shape: tuple[int, ...], bits: int, leading_dims: int | None = None) -> int:
-    """Bytes of a coded tensor on the link: codes, scale and zero point a row, and three headers.
+    """Bytes of a coded tensor on the link: header, codes, and a scale and zero point a row.
 
     A row is one index of the leading dims; its values are packed into ``bits`` each, rounded up to a byte.
     ``leading_dims`` defaults to all but the last of up to three dims (tokens) and to 1 above (images).
     """
     leading = leading_dims if leading_dims is not None else (len(shape) - 1 if len(shape) <= 3 else 1)
     rows, row_values = math.prod(shape[:leading]), math.prod(shape[leading:])
-    return rows * (-(-row_values * bits // 8) + SCALE_ZERO_BYTES) + 3 * HEADER_BYTES
+    return rows * (-(-row_values * bits // 8) + SCALE_ZERO_BYTES) + header_bytes(len(shape))
 
 
-def float_bytes(nbytes: int) -> int:
-    """Bytes on the link of a tensor sent as it is."""
-    return nbytes + HEADER_BYTES
+def float_bytes(nbytes: int, rank: int) -> int:
+    """Bytes on the link of a tensor with ``rank`` dims sent as it is."""
+    return nbytes + header_bytes(rank)
+
+
+def header_bytes(rank: int) -> int:
+    """Bytes of the header of one tensor's frame (runtime/wire.py; a test compares)."""
+    return 20 + 4 * rank
+
+
+def measured_key(kind: str, option: Option, layer: Layer, tokens: int) -> str:
+    """Key in ``DeviceProfile.measured``: kind:format:bits:rows x columns:tokens.
+
+    The format carries what else the time depends on: "+a8" for 8-bit activations, "@0.5" for the sparsity of
+    a bitmap.
+    """
+    sparsity = f"@{option.sparsity:g}" if option.format == "bitmap" else ""
+    activations = f"+a{option.activation_bits}" if option.activation_bits else ""
+    return (
+        f"{kind}:{option.format}{sparsity}{activations}:{option.bits}:{layer.rows}x{layer.columns}:{tokens}"
+    )
 
 
 def unit_tokens(unit: Unit, layer: Layer, graph: Graph) -> int:
@@ -123,14 +139,14 @@ def unit_tokens(unit: Unit, layer: Layer, graph: Graph) -> int:
     return max(1, math.prod(graph.tensors[unit.outputs[0]].shape) // layer.columns)
 
 
-def _speed(profile: ComputeProfile, option: Option) -> float:
+def _speed(profile: DeviceProfile, option: Option) -> float:
     """Compute throughput of a format relative to fp32: the most specific key that the profile has, else 1."""
     prefix = "int8a" if option.activation_bits == 8 else option.format
     keys = (f"{prefix}:{option.bits}", prefix)
     return next((profile.format_speed[key] for key in keys if key in profile.format_speed), 1.0)
 
 
-def _weight_stream_bytes(profile: ComputeProfile, option: Option, layer: Layer) -> float:
+def _weight_stream_bytes(profile: DeviceProfile, option: Option, layer: Layer) -> float:
     """Bytes whose streaming takes as long as reading the weight in its format.
 
     An estimate must not promise what unmeasured kernels may not keep: odd widths stream like the next power
@@ -148,7 +164,9 @@ def _weight_stream_bytes(profile: ComputeProfile, option: Option, layer: Layer) 
     return packed
 
 
-def _moved_bytes(profile: ComputeProfile, unit: Unit, option: Option | None, layer: Layer | None, graph: Graph) -> float:
+def _moved_bytes(
+    profile: DeviceProfile, unit: Unit, option: Option | None, layer: Layer | None, graph: Graph
+) -> float:
     """Bytes that the unit reads and writes once: activations, parameters, and the weight in its format."""
     moved = sum(graph.tensors[name].nbytes for name in unit.inputs)
     moved += sum(graph.tensors[name].nbytes for name in unit.outputs)
@@ -161,7 +179,7 @@ def _moved_bytes(profile: ComputeProfile, unit: Unit, option: Option | None, lay
     return moved
 
 
-def _roofline(profile: ComputeProfile, cycles: float, seconds: float) -> Load:
+def _roofline(profile: DeviceProfile, cycles: float, seconds: float) -> Load:
     """``max(cycles / f, seconds)`` as a Load: exact at the lowest and the highest clock, above it between.
 
     The maximum is convex in 1/f, so its chord is the least line above it. A unit that is compute-bound at all
@@ -177,10 +195,12 @@ def _roofline(profile: ComputeProfile, cycles: float, seconds: float) -> Load:
     return Load(slope, at_fast - slope * fast)
 
 
-def _measured_seconds(profile: ComputeProfile, unit: Unit, option: Option, layer: Layer, graph: Graph) -> float | None:
+def _measured_seconds(
+    profile: DeviceProfile, unit: Unit, option: Option, layer: Layer, graph: Graph
+) -> float | None:
     """Seconds at the highest clock from the profile's table; between measured token counts linear, below the
     least the least, above the greatest in proportion. None: never measured."""
-    shape = f"{unit.kind}:{option.format}:{option.bits}:{layer.rows}x{layer.columns}"
+    shape = measured_key(unit.kind, option, layer, 0).rpartition(":")[0]
     rows = profile.measured_by_shape.get(shape)
     if not rows:
         return None
@@ -194,7 +214,7 @@ def _measured_seconds(profile: ComputeProfile, unit: Unit, option: Option, layer
 
 
 def unit_load(
-    profile: ComputeProfile,
+    profile: DeviceProfile,
     unit: Unit,
     option: Option | None,
     layer: Layer | None,
@@ -218,7 +238,9 @@ def unit_load(
         return Load(unit.flops * share / rate, 0.0)
     speed = 1.0 if option is None or layer is None else _speed(profile, option)
     cycles = unit.flops / (rate * speed)
-    load = _roofline(profile, cycles, _moved_bytes(profile, unit, option, layer, graph) / profile.memory_bandwidth)
+    load = _roofline(
+        profile, cycles, _moved_bytes(profile, unit, option, layer, graph) / profile.memory_bandwidth
+    )
     if option is not None and layer is not None and profile.measured:
         seconds = _measured_seconds(profile, unit, option, layer, graph)
         if seconds is not None:

@@ -1,0 +1,120 @@
+"""The grid of a scale group: scale and zero point by clip search, then least squares given the codes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from torchcoinfer.errors import ArgumentError
+
+# Shrunken ranges tried, as a share of the full one: the fewer the levels, the more clipping pays.
+SMALLEST_RATIO = {2: 0.35, 3: 0.5, 4: 0.62, 5: 0.76, 6: 0.88, 8: 0.96}
+RATIOS = {2: 14, 3: 12, 4: 10, 5: 7, 6: 5, 8: 2}
+REFINEMENTS = 2
+LARGEST_WEIGHT = 1e36  # beyond it a grid point may overflow float32
+
+
+@dataclass(frozen=True)
+class ScaleRange:
+    """How a layer's scales are stored: their dtype, and the power of two by which weights are divided first.
+
+    float16 unless the layer's largest scale would overflow it or be subnormal; then bfloat16, of the same size.
+    Dividing keeps squared errors of weights of any magnitude inside float32.
+    """
+
+    dtype: torch.dtype
+    unit: float
+
+    @classmethod
+    def of(cls, weight: Tensor, bits: int) -> ScaleRange:
+        largest = float(weight.abs().max())
+        if not math.isfinite(largest) or largest > LARGEST_WEIGHT:
+            raise ArgumentError(
+                "weight",
+                got=f"largest magnitude {largest}",
+                expected=f"finite values up to {LARGEST_WEIGHT}",
+                remedy="leave this layer uncompressed, or load a sound checkpoint",
+            )
+        if largest == 0.0:
+            return cls(torch.float16, 1.0)
+        scale = largest / (1 << (bits - 1))
+        tiny, huge = torch.finfo(torch.float16).tiny, torch.finfo(torch.float16).max
+        unit = math.ldexp(1.0, max(min(math.frexp(largest)[1], 126), -125))
+        return cls(torch.float16 if tiny <= scale <= huge / 2 else torch.bfloat16, unit)
+
+    def round(self, scale: Tensor) -> Tensor:
+        """The nearest storable scale, still divided by ``unit``, float32."""
+        return self.store(scale).float().div_(self.unit)
+
+    def store(self, scale: Tensor) -> Tensor:
+        return (scale * self.unit).to(self.dtype)
+
+
+def fit_grid(
+    groups: Tensor, importance: Tensor, bits: int, symmetric: bool, storable: ScaleRange
+) -> tuple[Tensor, Tensor]:
+    """Scale and zero point of least weighted squared error.
+
+    Args:
+        groups: float32 [..., g], weights divided by ``storable.unit``.
+        importance: float32, non-negative, broadcast against ``groups``: the weight of each squared error.
+        bits: of a code.
+        symmetric: the zero point is ``2**(bits - 1)``; the scale's sign gives the longer side the extra level.
+        storable: how a scale is rounded.
+
+    Returns:
+        scale and zero point, float32 [...]; an all-zero group has scale 0.
+    """
+    top = float((1 << bits) - 1)
+    if symmetric:
+        low, high = groups.amin(-1), groups.amax(-1)
+        full = torch.where(-low >= high, low, high) / -float(1 << (bits - 1))
+        zeros = [torch.full_like(full, float(1 << (bits - 1)))]
+    else:
+        low, high = groups.amin(-1).clamp_(max=0.0), groups.amax(-1).clamp_(min=0.0)
+        full = (high - low) / top
+        exact = torch.where(full > 0, -low / full, 0.0)
+        zeros = [exact.round()]
+        if bits <= 3:
+            # with few levels the other neighbor of the exact zero point can win once the range is clipped
+            zeros.append(
+                torch.where(exact > exact.round(), exact.round() + 1, exact.round() - 1).clamp_(0.0, top)
+            )
+    best_scale, best_zero = storable.round(full), zeros[0]
+    best = _error(groups, importance, best_scale, best_zero, top)
+    start = 1.0 + 1.0 / ((1 << (bits - 1)) - 1) if symmetric else 1.0
+    for zero in zeros:
+        for ratio in torch.linspace(start, SMALLEST_RATIO[bits], RATIOS[bits] + 1).tolist():
+            scale = storable.round(full * ratio)
+            error = _error(groups, importance, scale, zero, top)
+            better = error < best
+            best = torch.where(better, error, best)
+            best_scale = torch.where(better, scale, best_scale)
+            best_zero = torch.where(better, zero, best_zero)
+    for _ in range(REFINEMENTS):
+        scale = storable.round(_least_squares(groups, importance, best_scale, best_zero, top))
+        error = _error(groups, importance, scale, best_zero, top)
+        better = error < best
+        best, best_scale = torch.where(better, error, best), torch.where(better, scale, best_scale)
+    return best_scale, best_zero
+
+
+def round_to_grid(groups: Tensor, scale: Tensor, zero: Tensor, top: float) -> Tensor:
+    """``code - zero`` of the nearest grid point, float32, shape of ``groups``; scale and zero broadcast."""
+    inverse = torch.where(scale == 0, 0.0, 1.0 / scale)
+    return (groups * inverse).round_().clamp_(-zero, top - zero)
+
+
+def _error(groups: Tensor, importance: Tensor, scale: Tensor, zero: Tensor, top: float) -> Tensor:
+    steps = round_to_grid(groups, scale[..., None], zero[..., None], top)
+    return steps.mul_(scale[..., None]).sub_(groups).square_().mul_(importance).sum(-1)
+
+
+def _least_squares(groups: Tensor, importance: Tensor, scale: Tensor, zero: Tensor, top: float) -> Tensor:
+    steps = round_to_grid(groups, scale[..., None], zero[..., None], top)
+    weighted = steps * importance
+    power = (weighted * steps).sum(-1)
+    return torch.where(power > 0, weighted.mul_(groups).sum(-1) / power, scale)
