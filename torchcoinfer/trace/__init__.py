@@ -1,0 +1,5 @@
+"""nn.Module -> Graph, through ``torch.export``: what can be compressed, where it can be cut, what each unit costs."""
+
+from torchcoinfer.trace.tracer import Traced, trace
+
+__all__ = ["Traced", "trace"]
