@@ -1,9 +1,9 @@
 """Coordinate descent on ``tr(ΔW H ΔWᵀ)``: over codes column by column, over scales group by group.
 
 Started from the codes of ``obs.py``. Every step moves a code to the best grid point given all others, or a
-scale to its least-squares value given the codes, so the error never rises. On MiniLM, judged on fresh sentences,
-two sweeps take 4-11 % off the error at 4 and 3 bits, 10-30 % at 50 % sparsity. The step over columns is that of
-QuantEase (Behdin et al., arXiv 2309.01885).
+scale to its least-squares value given the codes, so the error never rises. On MiniLM, judged on fresh
+sentences, two sweeps take 4-11 % off the error at 4 and 3 bits, 10-30 % at 50 % sparsity. The step over
+columns is that of QuantEase (Behdin et al., arXiv 2309.01885).
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Columns:
 
 
 def descend(columns: Columns, factor: Factor, storable: ScaleRange, sweeps: int) -> None:
-    """Runs ``sweeps`` rounds over all columns, in place; scales are refitted before each and after the last."""
+    """Runs ``sweeps`` rounds over all columns, in place; scales are refitted before each and at the end."""
     gradient = factor.hessian @ (columns.dense(factor) - columns.weight)
     for _ in range(sweeps):
         _refit_scales(columns, gradient, factor, storable)

@@ -19,9 +19,9 @@ LARGEST_WEIGHT = 1e36  # beyond it a grid point may overflow float32
 
 @dataclass(frozen=True)
 class ScaleRange:
-    """How a layer's scales are stored: their dtype, and the power of two by which weights are divided first.
+    """How a layer's scales are stored: their dtype, and a power of two by which weights are divided first.
 
-    float16 unless the layer's largest scale would overflow it or be subnormal; then bfloat16, of the same size.
+    float16 unless the layer's largest scale would overflow it or be subnormal; then bfloat16, no larger.
     Dividing keeps squared errors of weights of any magnitude inside float32.
     """
 
@@ -62,7 +62,7 @@ def fit_grid(
         groups: float32 [..., g], weights divided by ``storable.unit``.
         importance: float32, non-negative, broadcast against ``groups``: the weight of each squared error.
         bits: of a code.
-        symmetric: the zero point is ``2**(bits - 1)``; the scale's sign gives the longer side the extra level.
+        symmetric: the zero point is ``2**(bits - 1)``; its sign gives the longer side the extra level.
         storable: how a scale is rounded.
 
     Returns:

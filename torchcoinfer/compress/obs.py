@@ -7,6 +7,8 @@ SparseGPT (Frantar and Alistarh, arXiv 2301.00774), then coordinate descent on t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -24,14 +26,17 @@ MIN_CHUNK_ROWS = 256
 SWEEPS = 2
 
 
-def obs(weight: Tensor, option: Option, hessian: Tensor | Hessian, *, sweeps: int = SWEEPS) -> Quantized:
+def obs(
+    weight: Tensor, option: Option, hessian: Tensor | Hessian | Sequence[Hessian], *, sweeps: int = SWEEPS
+) -> Quantized:
     """Rounds (and prunes) column by column, each error spread over the columns still to come.
 
     Args:
         weight: [N, K], floating point, finite.
         option: bits, group size, symmetric or not, sparsity and format. ``algorithm`` is not read.
-        hessian: [K, K], second moments E[x xᵀ] of the layer's inputs; or a ``Hessian``, to share its factor
-            among the options of a layer or among layers with the same input.
+        hessian: second moments E[x xᵀ] of the layer's inputs, [K, K]; or a ``Hessian``, to share its factor
+            among the options of a layer or among layers with the same input; or one ``Hessian`` per group of
+            a grouped convolution, whose rows are N / groups each.
         sweeps: rounds of coordinate descent afterwards.
 
     Raises:
@@ -39,22 +44,34 @@ def obs(weight: Tensor, option: Option, hessian: Tensor | Hessian, *, sweeps: in
         CalibrationError: a Hessian with NaN or Inf.
     """
     weight = checked_weight(weight)
-    hessian = hessian if isinstance(hessian, Hessian) else Hessian(hessian)
+    hessians = _as_list(hessian)
     rows, width = weight.shape
-    if hessian.columns != width:
-        raise ArgumentError("hessian", got=[hessian.columns] * 2, expected=f"[K, K] with K = {width}")
+    if any(h.columns != width for h in hessians) or rows % len(hessians):
+        raise ArgumentError(
+            "hessian",
+            got=[h.columns for h in hessians],
+            expected=f"K = {width}, groups that divide N = {rows}",
+        )
+    if len(hessians) > 1 and option.format != "int":
+        raise ArgumentError("format of a grouped layer", got=option.format, expected="'int'")
     storable = ScaleRange.of(weight, min(option.bits, 8))
     chunk = max(CHUNK_ELEMENTS // width, MIN_CHUNK_ROWS) // BLOCK_ROWS * BLOCK_ROWS
     parts = [
-        _compress_rows(weight[start : start + chunk] / storable.unit, option, hessian, storable, sweeps)
-        for start in range(0, rows, chunk)
+        _compress_rows(part / storable.unit, option, h, storable, sweeps)
+        for h, group in zip(hessians, weight.chunk(len(hessians)))
+        for part in group.split(chunk)
     ]
     values, scales, zeros, masks = (torch.cat(p) if p[0] is not None else None for p in zip(*parts))
     if option.bits >= 16:
         return float_survivors(values * storable.unit, masks, option)
-    return Quantized(
-        values.to(torch.uint8), storable.store(scales), None if option.symmetric else zeros, masks, option
-    )
+    codes = values.to(torch.uint8)
+    return Quantized(codes, storable.store(scales), None if option.symmetric else zeros, masks, option)
+
+
+def _as_list(hessian: Tensor | Hessian | Sequence[Hessian]) -> list[Hessian]:
+    if isinstance(hessian, Tensor):
+        return [Hessian(hessian)]
+    return [hessian] if isinstance(hessian, Hessian) else list(hessian)
 
 
 def _compress_rows(
