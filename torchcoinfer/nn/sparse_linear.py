@@ -24,7 +24,8 @@ class SparseLinear(SparsePacked):
         in_features, out_features: K and N.
         bias: whether there is one.
         format: "2:4" or "bitmap".
-        survivor_chunks: bitmap alone: ``offsets[-1]``, stored survivors in units of 64.
+        survivor_chunks: bitmap alone: ``offsets[-1]``, stored survivors in units of 64, to be loaded before
+            the first call.
         values_dtype: float16, bfloat16 or float32; ``.to(dtype)`` does not change it.
         dtype: of the bias.
         device: of the buffers.
