@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import traceback
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -30,8 +31,8 @@ CURES = (
     ("assigned during export", "register the tensors that forward() assigns to self as buffers"),
 )
 USUAL_CURES = (
-    "the usual cures: data-dependent control flow -> torch.where; caches -> use_cache=False; tensors assigned to "
-    "self in forward -> buffers; check the shapes and dtypes of example_inputs; "
+    "the usual cures: data-dependent control flow -> torch.where; caches -> use_cache=False; tensors assigned "
+    "to self in forward -> buffers; check the shapes and dtypes of example_inputs; "
     "torch.export.export(model, ...) shows the whole error"
 )
 
@@ -75,7 +76,7 @@ def structure_copy(model: nn.Module) -> nn.Module:
     except (TypeError, RuntimeError, AttributeError) as error:
         raise TraceError(
             "the model's structure cannot be copied", got=f"{type(error).__name__}: {error}",
-            remedy="remove what copy.deepcopy refuses (locks, open files, generators, tensors with a history)",
+            remedy="remove what copy.deepcopy refuses (locks, open files, tensors with a history)",
         ) from error  # fmt: skip
 
 
@@ -131,7 +132,10 @@ def export(model: nn.Module, args: tuple, kwargs: dict, dynamic_shapes: Any) -> 
     first_error: Exception | None = None
     for shapes in _attempts(args, kwargs, dynamic_shapes, free):
         try:
-            with _quiet_grad(), _no_fast_attention():
+            # no_grad: a torch.no_grad() inside the model then leaves no trace in the graph
+            with torch.no_grad(), _no_fast_attention(), warnings.catch_warnings():
+                # of nn.LSTM's list of its own parameters
+                warnings.filterwarnings("ignore", "The tensor attributes .* were assigned during export")
                 return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
         # whatever the model's own forward raises comes through here
         except Exception as error:  # noqa: BLE001
@@ -157,15 +161,8 @@ def default_shapes(args: tuple, kwargs: dict) -> Any:
 
 
 @contextlib.contextmanager
-def _quiet_grad() -> Iterator[None]:
-    """Under no_grad, a ``torch.no_grad()`` inside the model leaves no trace in the graph."""
-    with torch.no_grad():
-        yield
-
-
-@contextlib.contextmanager
 def _no_fast_attention() -> Iterator[None]:
-    """nn.MultiheadAttention's fused inference path is one opaque op; its plain path can be cut and measured."""
+    """nn.MultiheadAttention's fused inference path is one opaque op; the plain path can be cut."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -185,7 +182,7 @@ def trace_error(error: Exception) -> TraceError:
 
 
 def _place(error: Exception) -> str:
-    """``at file:line in function (source)``: the innermost frame of the error outside torch and this package."""
+    """``at file:line in function (source)``: the error's innermost frame outside torch and this package."""
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)

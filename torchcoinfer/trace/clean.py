@@ -1,4 +1,4 @@
-"""ExportedProgram -> one flat, functional fx graph: tensors in, tensors out, nothing that is only bookkeeping."""
+"""ExportedProgram -> one flat, functional fx graph: tensors in, tensors out, no bookkeeping."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def flat_module(program: ExportedProgram) -> fx.GraphModule:
     otherwise change results); dropout in eval mode, assertions and aliases are removed.
 
     Raises:
-        TraceError: the model writes to its own buffers, or overwrites memory in a way with no functional form.
+        TraceError: the model writes to its own buffers, or overwrites memory with no functional form.
     """
     module = _unlifted(program)
     if not _functionalize(module.graph):
@@ -89,7 +89,7 @@ def is_view(node: fx.Node) -> bool:
 
 
 def _functionalize(graph: fx.Graph) -> bool:
-    """Rewrites ``op_(x)`` as ``op(x)`` and its later readers; False if some write is seen through another name."""
+    """Rewrites ``op_(x)`` as ``op(x)`` for all later readers; False if another name sees a write."""
     if not any(_mutates(node) for node in graph.nodes):
         return True
     family = _memory_families(graph)
@@ -105,13 +105,12 @@ def _functionalize(graph: fx.Graph) -> bool:
             continue
         functional = _functional(node.target)
         written = node.args[0]
-        others = [n for n in family[node] if n not in (node, written) and newest.get(n) is not written]
+        names = [n for n in family[node] if position[n] < position[node]]
+        others = [n for n in names if n is not written and newest.get(n) is not written]
         if functional is None or any(position[user] > position[node] for n in others for user in n.users):
             return False
         node.target = functional
-        for name in family[node]:
-            if name is not node and position[name] < position[node]:
-                newest[name] = node
+        newest.update((name, node) for name in names)
     return True
 
 

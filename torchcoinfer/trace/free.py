@@ -24,8 +24,8 @@ _NEVER_FREE = {
 def find_free(module: fx.GraphModule, weights: Set[str]) -> dict[fx.Node, tuple[fx.Node, ...]]:
     """The free nodes, each with the input placeholders whose *values* it depends on (sizes are not values).
 
-    Free are sizes; inputs that are not floating point; buffers and constants; and every op on free values only. Not
-    free: parameters, ``weights`` (FQNs of buffers that hold packed weights), and random ops, which would
+    Free are sizes; inputs that are not floating point; buffers and constants; and ops on free values only.
+    Not free: parameters, ``weights`` (FQNs of buffers that hold packed weights), and random ops, which would
     differ between the sides.
     """
     free: dict[fx.Node, tuple[fx.Node, ...]] = {}

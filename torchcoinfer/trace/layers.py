@@ -24,8 +24,8 @@ class Weight:
 def layer_kind(module: nn.Module) -> str | None:
     """ "linear" | "conv2d" | "embedding" for a module whose weight can be compressed or is packed, else None.
 
-    Stock means: a Linear, Conv2d or Embedding (subclasses too) that has not overridden ``forward``, holds its weight
-    as a plain parameter, pads with zeros and does not renormalize its rows.
+    Compressible: a Linear, Conv2d or Embedding (subclasses too) that has the stock ``forward``, holds its
+    weight as a plain parameter, pads with zeros and does not renormalize its rows.
     """
     if isinstance(module, PackedModule):
         name = type(module).__name__
@@ -42,8 +42,8 @@ def find_weights(model: nn.Module, read_raw: Callable[[str], bool], called: set[
     """The compressible weights in the order of ``model.named_modules()``.
 
     Args:
-        read_raw: whether the stored tensor of this FQN is read by anything but a stock call of its layer; such
-            a weight is left alone, since compressing it would change the other reader.
+        read_raw: whether the stored tensor of this FQN is read by anything but a call of its layer; such a
+            weight is left alone, since compressing it would change the other reader.
         called: FQNs of the modules that the graph calls.
     """
     owners: dict[int, list[tuple[str, nn.Module]]] = {}

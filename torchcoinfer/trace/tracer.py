@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import sympy
 import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from torchcoinfer.errors import ArgumentError, TraceError
+from torchcoinfer.errors import ArgumentError
 from torchcoinfer.models import disable_cache
 from torchcoinfer.nn.callspec import CallSpec, Constant, InputSpec, dtype_name
 from torchcoinfer.theory import graph as planner
 from torchcoinfer.theory.budget import Workload
 from torchcoinfer.trace import capture
+from torchcoinfer.trace.build import GraphBuilder
 from torchcoinfer.trace.clean import flat_module
-from torchcoinfer.trace.flops import node_flops
-from torchcoinfer.trace.free import attribute, find_free
-from torchcoinfer.trace.layers import Weight, canonical_names, find_weights
-from torchcoinfer.trace.units import UnitNodes, enclosing_module, group_units
 
 
 @dataclass(frozen=True)
@@ -99,7 +94,7 @@ def trace(
     """Trace a model.
 
     Args:
-        model: in train or eval mode; traced in eval mode, on a copy of its structure that shares its parameters.
+        model: in train or eval mode; traced in eval mode, on a copy of its structure that shares parameters.
         example_inputs: positional (tuple) or keyword (dict) arguments of one call.
         dynamic_shapes: as torch.export's; default: dim 0 of every tensor and the sequence dim of known
             keywords. Dims that cannot vary become static and are listed in ``static_dims``.
@@ -119,7 +114,7 @@ def trace(
     asked = capture.dynamic_dims(args, kwargs, dynamic_shapes)
     call = _call_spec(model, program, module, placeholders, (args, kwargs))
     sample = _sample(args, kwargs, call, workload)
-    built = _Builder(copied, module, placeholders, sample)
+    built = GraphBuilder(copied, module, placeholders, sample)
     free_dims = {
         spec.name: tuple(d for d, size in enumerate(spec.shape) if isinstance(size, str))
         for spec in call.inputs
@@ -184,7 +179,7 @@ def _call_spec(
 
 
 def _sample(args: tuple, kwargs: dict, call: CallSpec, workload: Workload | None) -> tuple[Tensor, ...]:
-    """The example's tensors, free dims repeated or cut to the workload's batch (dim 0) and prompt (others)."""
+    """The example's tensors, free dims repeated or cut to the workload's batch (dim 0) or prompt."""
     leaves = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     workload = workload or Workload()
     for i, spec in enumerate(call.inputs):
@@ -195,170 +190,8 @@ def _sample(args: tuple, kwargs: dict, call: CallSpec, workload: Workload | None
                 leaves[i] = leaves[i].index_select(dim, index)
             elif wanted is not None and dim == 0 and wanted != leaves[i].shape[0]:
                 raise ArgumentError(
-                    f"the batch of input {spec.name!r} is fixed by the model", got=f"Workload(batch={wanted})",
+                    f"the batch of input {spec.name!r} is fixed by the model",
+                    got=f"Workload(batch={wanted})",
                     expected=f"batch {leaves[i].shape[0]}", remedy="leave Workload.batch out",
                 )  # fmt: skip
     return tuple(leaf.detach() for leaf in leaves)
-
-
-class _Builder:
-    """Everything that is read off the graph of one flat module."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        module: fx.GraphModule,
-        placeholders: list[fx.Node],
-        sample: tuple[Tensor, ...],
-    ):
-        self.module, self.placeholders = module, placeholders
-        self.sizes = _symbol_sizes(placeholders, sample)
-        self.output = next(node for node in module.graph.nodes if node.op == "output")
-        self.weights = _weights(model, module)
-        self.weight_of = {fqn: weight.layer for weight in self.weights for fqn in weight.layer.modules}
-        stored = {fqn for weight in self.weights for fqn in weight.stored}
-        self.stored = _same_tensors(model, module, stored)
-        self.free = find_free(module, self.stored)
-        self.units = group_units(model, module.graph, self.free)
-        self.name_of = {node: name for unit in self.units for node, name in unit.outputs.items()}
-        self.name_of.update((node, node.name) for node in placeholders)
-
-    def tensor_nodes(self) -> dict[str, fx.Node]:
-        return {name: node for node, name in self.name_of.items()}
-
-    def graph(self) -> planner.Graph:
-        read: dict[str, None] = {}
-        units = []
-        for unit in self.units:
-            units.append(self._unit(unit))
-            read.update(dict.fromkeys(units[-1].parameters))
-        stored = {name: attribute(self.module, name) for name in read}
-        used = {unit.layer for unit in units}
-        return planner.Graph(
-            inputs=tuple(node.name for node in self.placeholders),
-            outputs=tuple(dict.fromkeys(name for leaf in self.output.args[0] for name in self._names(leaf))),
-            tensors={name: self._tensor(name, node) for name, node in self._ordered_tensors()},
-            units=tuple(units),
-            layers=tuple(weight.layer for weight in self.weights if weight.layer.name in used),
-            parameters={name: value.numel() * value.element_size() for name, value in stored.items()},
-            parameter_numel={name: value.numel() for name, value in stored.items()},
-        )
-
-    def _ordered_tensors(self) -> list[tuple[str, fx.Node]]:
-        inputs = [(node.name, node) for node in self.placeholders]
-        return inputs + [(name, node) for unit in self.units for node, name in unit.outputs.items()]
-
-    def _names(self, node: fx.Node) -> list[str]:
-        """The tensors that stand for ``node`` in the planner's graph: itself, or the inputs a free node reads."""
-        if node in self.free:
-            return [read.name for read in self.free[node]]
-        return [self.name_of[node]] if node in self.name_of else []
-
-    def _unit(self, unit: UnitNodes) -> planner.Unit:
-        members = set(unit.nodes)
-        reads = list(
-            dict.fromkeys(r for node in unit.nodes for r in node.all_input_nodes if r not in members)
-        )
-        layer = self.weight_of.get(unit.module) if unit.module is not None else None
-        stored = dict.fromkeys(name for node in reads for name in self._stored_names(node))
-        flops = [node_flops(node, self._shape) for node in unit.nodes]
-        return planner.Unit(
-            name=unit.name,
-            kind=layer.kind if layer else "other",
-            inputs=tuple(dict.fromkeys(name for node in reads for name in self._names(node))),
-            outputs=tuple(unit.outputs.values()),
-            flops=self._layer_flops(unit, layer) if layer else sum(flops),
-            layer=layer.name if layer else None,
-            parameters=tuple(name for name in stored if name not in self.stored),
-        )
-
-    def _layer_flops(self, unit: UnitNodes, layer: planner.Layer) -> float:
-        """From the weight's shape, so that packed and float layers count the same."""
-        if layer.kind == "embedding":
-            return 0.0
-        elements = math.prod(self._shape(next(iter(unit.outputs)).meta["val"]))
-        return 2.0 * elements * layer.columns
-
-    def _stored_names(self, node: fx.Node) -> list[str]:
-        """FQNs of the stored tensors behind ``node``: itself, or those that a free node reads, depth first."""
-        names: dict[str, None] = {}
-        stack = [node]
-        seen = set()
-        while stack:
-            current = stack.pop()
-            if current in seen:
-                continue
-            seen.add(current)
-            if current.op == "get_attr":
-                names[current.target] = None
-            elif current in self.free:
-                stack.extend(reversed(current.all_input_nodes) if current.target is not _SIZE else ())
-        return list(names)
-
-    def _shape(self, value: Tensor) -> tuple[int, ...]:
-        return tuple(self._size(size) for size in value.shape)
-
-    def _size(self, size: int | torch.SymInt) -> int:
-        if isinstance(size, int):
-            return size
-        value = size.node.expr.xreplace(self.sizes)
-        if not value.is_number:
-            raise TraceError(
-                "a tensor's size depends on data, so that its bytes cannot be planned", got=str(size),
-                remedy="avoid nonzero, boolean indexing and unique in forward, or use static shapes (masks)",
-            )  # fmt: skip
-        return int(value)
-
-    def _tensor(self, name: str, node: fx.Node) -> planner.Tensor:
-        value = node.meta["val"]
-        shape = self._shape(value)
-        return planner.Tensor(name, shape, dtype_name(value.dtype), math.prod(shape) * value.element_size())
-
-
-_SIZE = torch.ops.aten.sym_size.int
-
-
-def _symbol_sizes(
-    placeholders: list[fx.Node], sample: tuple[Tensor, ...]
-) -> dict[sympy.Symbol, sympy.Integer]:
-    """What each symbolic size is at the sample."""
-    sizes: dict[sympy.Symbol, sympy.Integer] = {}
-    for node, tensor in zip(placeholders, sample):
-        for symbolic, size in zip(node.meta["val"].shape, tensor.shape):
-            if isinstance(symbolic, torch.SymInt) and isinstance(symbolic.node.expr, sympy.Symbol):
-                sizes[symbolic.node.expr] = sympy.Integer(size)
-    return sizes
-
-
-def _weights(model: nn.Module, module: fx.GraphModule) -> list[Weight]:
-    """Compressible weights that are read by calls of their own layers only."""
-    canonical = canonical_names(model)
-    readers: dict[int, set[str]] = {}
-    called: set[str] = set()
-    for node in module.graph.nodes:
-        if node.op == "call_function":
-            called.add(enclosing_module(node, canonical)[0])
-        elif node.op == "get_attr":
-            names = {enclosing_module(user, canonical)[0] for user in node.users}
-            readers.setdefault(id(attribute(module, node.target)), set()).update(names)
-    tensors = {
-        **dict(model.named_parameters(remove_duplicate=False)),
-        **dict(model.named_buffers(remove_duplicate=False)),
-    }
-
-    def read_raw(name: str) -> bool:
-        owners = {canonical[fqn.rpartition(".")[0]] for fqn, t in tensors.items() if t is tensors[name]}
-        return bool(readers.get(id(tensors[name]), set()) - owners)
-
-    return find_weights(model, read_raw, called)
-
-
-def _same_tensors(model: nn.Module, module: fx.GraphModule, names: set[str]) -> frozenset[str]:
-    """FQNs in ``module`` of the tensors that ``model`` knows as ``names``: torch.export keeps one name of tied ones."""
-    tensors = {
-        **dict(model.named_parameters(remove_duplicate=False)),
-        **dict(model.named_buffers(remove_duplicate=False)),
-    }
-    wanted = {id(tensors[name]) for name in names}
-    targets = {node.target for node in module.graph.nodes if node.op == "get_attr"}
-    return frozenset(target for target in targets if id(attribute(module, target)) in wanted)
