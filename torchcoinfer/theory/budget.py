@@ -1,4 +1,5 @@
-"""What the user may spend (``Budget``), on what run (``Workload``), and how the planner may search (``Search``).
+"""What the user may spend (``Budget``), on what run (``Workload``), and how the planner may search
+(``Search``).
 
 Everything is validated at construction and normalized to SI floats, so that no later stage sees a unit.
 """
@@ -54,7 +55,9 @@ def quantity(name: str, value: Any, units: Mapping[str, float], *, zero: bool = 
     if isinstance(value, str):
         match = QUANTITY.fullmatch(value)
         if match is None:
-            raise UnitError(f"{name} cannot be read", got=repr(value), expected=example, remedy=f"units: {allowed}")
+            raise UnitError(
+                f"{name} cannot be read", got=repr(value), expected=example, remedy=f"units: {allowed}"
+            )
         number, unit = float(match[1]), match[2].replace("μ", "µ")
         if unit not in units and (unit or units):
             fact = f"{name} has an unknown unit {unit!r}" if unit else f"{name} is a string without a unit"
@@ -80,7 +83,9 @@ def quantity(name: str, value: Any, units: Mapping[str, float], *, zero: bool = 
 def _integer(name: str, value: Any, low: int) -> int:
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < low:
         raise ArgumentError(
-            f"{name} must be an integer of at least {low}", got=repr(value), remedy=f"give {name}={low} or more"
+            f"{name} must be an integer of at least {low}",
+            got=repr(value),
+            remedy=f"give {name}={low} or more",
         )
     return int(value)
 
@@ -246,7 +251,8 @@ class Search:
         if self.cut is not None and (not isinstance(self.cut, str) or not self.cut):
             raise ArgumentError(
                 "Search.cut must be a cut's name or None", got=repr(self.cut),
-                expected='"device", "server", the name of a cut, or None', remedy="leave it out to have it chosen",
+                expected='"device", "server", the name of a cut, or None',
+                remedy="leave it out to have it chosen",
             )  # fmt: skip
         if self.output is not None and not callable(self.output):
             raise ArgumentError(
@@ -263,7 +269,10 @@ class Search:
         values = tuple(value) if isinstance(value, (tuple, list, set, frozenset, range)) else (value,)
         if not values:
             raise ArgumentError(
-                f"Search.{name} is empty", got="()", expected="at least one value", remedy="leave it out for the default"
+                f"Search.{name} is empty",
+                got="()",
+                expected="at least one value",
+                remedy="leave it out for the default",
             )
         return values
 
@@ -271,6 +280,7 @@ class Search:
         number = isinstance(value, numbers.Real) and not isinstance(value, bool)
         if not number or not low <= value < high:
             raise ArgumentError(
-                f"Search.{name} is out of range", got=repr(value), expected=f"a number in [{low:g}, {high:g})",
+                f"Search.{name} is out of range", got=repr(value),
+                expected=f"a number in [{low:g}, {high:g})",
                 remedy=f"give {name} in that range",
             )  # fmt: skip

@@ -1,4 +1,5 @@
-"""Profiles of devices, servers and links, and what a unit costs on them. Numbers only; each carries its source."""
+"""Profiles of devices, servers and links, and what a unit costs on them. Numbers only; each carries its
+source."""
 
 from __future__ import annotations
 
@@ -76,7 +77,8 @@ class DeviceProfile:
 class LinkProfile:
     """A link. Rates in bits per second.
 
-    With ``bandwidth_hz`` and ``snr_per_w`` (= g/(N0 B)) the uplink rate is Shannon's, r(p) = B log2(1 + p snr),
+    With ``bandwidth_hz`` and ``snr_per_w`` (= g/(N0 B)) the uplink rate is Shannon's, r(p) = B log2(1 + p
+    snr),
     for each of ``transmit_w``; without them it is ``uplink_bps`` at every power.
     """
 

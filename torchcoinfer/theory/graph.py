@@ -157,7 +157,8 @@ def cut_from_tensors(graph: Graph, names: Iterable[str]) -> Cut:
     unknown = sorted(set(names) - set(graph.tensors))
     if unknown:
         raise ArgumentError(
-            "the graph has no such tensors", got=unknown, expected=f"names among {len(graph.tensors)} tensors",
+            "the graph has no such tensors", got=unknown,
+            expected=f"names among {len(graph.tensors)} tensors",
             remedy="take them from candidate_cuts",
         )  # fmt: skip
     index, ancestors = GraphIndex(graph), 0
@@ -170,7 +171,8 @@ def cut_from_tensors(graph: Graph, names: Iterable[str]) -> Cut:
     cut = make_cut(graph, frozenset(u.name for i, u in enumerate(graph.units) if ancestors >> i & 1))
     if cut.name != "device" and set(cut.tensors) != set(names):
         raise ArgumentError(
-            "these tensors do not divide the graph", got=sorted(names), expected=f"to send {sorted(cut.tensors)}",
+            "these tensors do not divide the graph", got=sorted(names),
+            expected=f"to send {sorted(cut.tensors)}",
             remedy="take a cut from candidate_cuts",
         )  # fmt: skip
     return cut
@@ -198,7 +200,8 @@ def parametric_minimum_cuts(graph: Graph) -> list[frozenset[str]]:
 
 
 def all_frontiers(graph: Graph, limit: int | None = None) -> tuple[Cut, ...] | None:
-    """Every set of units closed under predecessors, "device" and "server" first; None if more than ``limit``."""
+    """Every set of units closed under predecessors, "device" and "server" first; None if more than
+    ``limit``."""
     predecessors = GraphIndex(graph).predecessors
     masks = [0]
     for i, mask in enumerate(predecessors):

@@ -1,4 +1,5 @@
-"""What each layer may choose, and how many bytes a choice takes: the exact arithmetic of ``csrc/layout.h``."""
+"""What each layer may choose, and how many bytes a choice takes: the exact arithmetic of
+``csrc/layout.h``."""
 
 from __future__ import annotations
 
@@ -39,7 +40,8 @@ def ceil_div(a: int, b: int) -> int:
 
 
 def kept_per_block(rows_in_block: int, columns: int, sparsity: float) -> int:
-    """Survivors of one block of up to 16 rows: the same share in every block, so that bytes are known first."""
+    """Survivors of one block of up to 16 rows: the same share in every block, so that bytes are known
+    first."""
     return round((1.0 - sparsity) * rows_in_block * columns)
 
 
@@ -100,7 +102,9 @@ def candidate_options(
             for width in bits:
                 for group_size in group_sizes:
                     for activation in (None,) if dense_only else activation_bits:
-                        options.append(Option(width, share, format_, group_size, False, activation, algorithm))
+                        options.append(
+                            Option(width, share, format_, group_size, False, activation, algorithm)
+                        )
     return tuple(dict.fromkeys(options))
 
 

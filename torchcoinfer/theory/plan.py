@@ -1,16 +1,24 @@
-"""The plan: frozen, printable, diffable, versioned JSON; everything after the solver obeys it and nothing else decides."""
+"""The plan: frozen, printable, diffable, versioned JSON; everything after the solver obeys it and nothing
+else decides."""
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, fields
+from types import MappingProxyType
 from typing import Any
+
+from torchcoinfer.errors import PlanError
 
 PLAN_VERSION = 1
 
 
 @dataclass(frozen=True)
 class LayerPlan:
+    """What one layer gets. ``predicted`` is E_l(o), its share of the relative output error."""
+
     bits: int
     sparsity: float
     format: str
@@ -20,27 +28,221 @@ class LayerPlan:
     algorithm: str
     side: str  # "device" | "server" | "both"
     packed_bytes: int
-    predicted: float  # E_l(o), relative output error
+    predicted: float
     kept_channels: tuple[int, ...] | None = None  # structured pruning, with its coupling group
     channel_group: str | None = None
 
 
 @dataclass(frozen=True)
 class CutPlan:
+    """The cut's name, and what crosses: (tensor name, bits or None = as it is)."""
+
     name: str
-    tensors: tuple[tuple[str, int | None], ...]  # (tensor name, bits or None = as it is)
+    tensors: tuple[tuple[str, int | None], ...]
+
+
+# name -> (accepted types, whether None is accepted)
+LAYER_TYPES: Mapping[str, tuple[tuple[type, ...], bool]] = {
+    "bits": ((int,), False),
+    "sparsity": ((float, int), False),
+    "format": ((str,), False),
+    "group_size": ((int,), False),
+    "symmetric": ((bool,), False),
+    "activation_bits": ((int,), True),
+    "algorithm": ((str,), False),
+    "side": ((str,), False),
+    "packed_bytes": ((int,), False),
+    "predicted": ((float, int), False),
+    "kept_channels": ((list, tuple), True),
+    "channel_group": ((str,), True),
+}
+
+
+def _frozen(value: Any) -> Any:
+    """Read-only view of nested mappings and lists."""
+    if isinstance(value, Mapping):
+        return MappingProxyType({key: _frozen(item) for key, item in value.items()})
+    return tuple(_frozen(item) for item in value) if isinstance(value, (list, tuple)) else value
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (LayerPlan, CutPlan)):
+        return _plain(asdict(value))
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _broken(fact: str, got: Any, expected: str) -> PlanError:
+    return PlanError(fact, got=got, expected=expected, remedy="make the plan again, or restore the file")
+
+
+def _layer_from(name: str, values: Any) -> LayerPlan:
+    if not isinstance(values, dict) or not set(LAYER_TYPES) >= set(values) >= set(LAYER_TYPES) - {
+        "kept_channels",
+        "channel_group",
+    }:
+        raise _broken(
+            f"layer {name!r} of the plan has the wrong fields", values, f"the fields {sorted(LAYER_TYPES)}"
+        )
+    for key, value in values.items():
+        types, optional = LAYER_TYPES[key]
+        wrong_bool = isinstance(value, bool) and bool not in types
+        if not (optional and value is None) and (wrong_bool or not isinstance(value, types)):
+            raise _broken(
+                f"{key} of layer {name!r} has the wrong type",
+                repr(value),
+                " or ".join(t.__name__ for t in types),
+            )
+    channels = values.get("kept_channels")
+    return LayerPlan(**{**values, "kept_channels": None if channels is None else tuple(channels)})
+
+
+def _cut_from(values: Any) -> CutPlan:
+    good = (
+        isinstance(values, dict)
+        and isinstance(values.get("name"), str)
+        and isinstance(values.get("tensors"), list)
+    )
+    pairs = values["tensors"] if good else []
+    for pair in pairs:
+        shaped = isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str)
+        good = (
+            good
+            and shaped
+            and (pair[1] is None or (isinstance(pair[1], int) and not isinstance(pair[1], bool)))
+        )
+    if not good:
+        raise _broken("the plan's cut cannot be read", values, "a name and a list of [tensor, bits or null]")
+    return CutPlan(values["name"], tuple((name, bits) for name, bits in pairs))
 
 
 @dataclass(frozen=True)
 class Plan:
+    """Everything that was decided, and what was predicted of it.
+
+    Attributes:
+        resources: device_hz, server_hz, transmit_w.
+        predicted: latency_s (with its parts device_s, link_s, server_s), energy_j, server_energy_j,
+            total_energy_j, device_bytes, server_bytes, uplink_bytes, distortion, device_bits_per_weight;
+            ``basis``: name -> "measured" | "estimated".
+        bounds: weights and output, theory.md §6.
+        optimality: gap, dual_bound, objective, over ("all frontiers" | "candidate cuts" | "the fixed cut").
+        provenance: model_hash, device, server, link, versions, seed.
+        budget: the rows as given, SI.
+    """
+
     layers: Mapping[str, LayerPlan]
     cut: CutPlan
-    resources: Mapping[str, float]  # device_hz, server_hz, transmit_w
-    predicted: Mapping[
-        str, Any
-    ]  # latency_s, energy_j, server_energy_j, device_bytes, server_bytes, uplink_bytes, distortion, device_bits_per_weight; basis
-    bounds: Mapping[str, Any]  # weights: {...}, output: {...} (theory.md §6)
-    optimality: Mapping[str, Any]  # gap, dual_bound, over ("all frontiers" | "candidate cuts")
-    provenance: Mapping[str, Any]  # model_hash, device, server, link, versions, seed
+    resources: Mapping[str, float]
+    predicted: Mapping[str, Any]
+    bounds: Mapping[str, Any]
+    optimality: Mapping[str, Any]
+    provenance: Mapping[str, Any]
     budget: Mapping[str, float]
-    version: int = PLAN_VERSION
+    version: int = field(default=PLAN_VERSION)
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "resources", "predicted", "bounds", "optimality", "provenance", "budget"):
+            object.__setattr__(self, name, _frozen(getattr(self, name)))
+
+    def __reduce__(self) -> Any:  # read-only views do not pickle or deepcopy
+        return Plan.from_json, (self.to_json(),)
+
+    def __hash__(self) -> int:
+        return hash(self.to_json())
+
+    def to_json(self) -> str:
+        """Sorted keys, no timestamp: equal plans give equal bytes. Raises PlanError on NaN or Inf."""
+        values = {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
+        try:
+            return json.dumps(values, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
+        except (TypeError, ValueError) as error:
+            raise PlanError(
+                "the plan holds what JSON cannot", got=str(error),
+                expected="finite numbers, strings, lists, mappings",
+                remedy="convert the value where it was put in",
+            ) from error  # fmt: skip
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Plan:
+        """The inverse of ``to_json``. Raises PlanError on truncated text, another version, or wrong types."""
+        try:
+            values = json.loads(text)
+        except (ValueError, TypeError, RecursionError) as error:
+            raise _broken("the plan is no JSON", f"{error}", "a file written by Plan.to_json") from error
+        names = {f.name for f in fields(cls)}
+        if not isinstance(values, dict) or "version" not in values:
+            raise _broken("this is not a plan", type(values).__name__, f"a mapping with {sorted(names)}")
+        if values["version"] != PLAN_VERSION or isinstance(values["version"], bool):
+            raise PlanError(
+                "the plan has another version", got=repr(values["version"]),
+                expected=f"version {PLAN_VERSION}",
+                remedy="make the plan again with this version of torchcoinfer",
+            )  # fmt: skip
+        if set(values) != names:
+            raise _broken("the plan has the wrong fields", sorted(values), f"exactly {sorted(names)}")
+        for name in sorted(names - {"cut", "version"}):
+            if not isinstance(values[name], dict):
+                raise _broken(
+                    f"{name} of the plan has the wrong type", type(values[name]).__name__, "a mapping"
+                )
+        for name in ("resources", "budget"):
+            for key, value in values[name].items():
+                if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+                    raise _broken(f"{name}.{key} of the plan is no finite number", repr(value), "a number")
+        values["layers"] = {name: _layer_from(name, layer) for name, layer in values["layers"].items()}
+        values["cut"] = _cut_from(values["cut"])
+        return cls(**values)
+
+    def diff(self, other: Plan) -> dict[str, tuple[Any, Any]]:
+        """Dotted path -> (here, there) for every value that differs; None where one side has no such
+        value."""
+        own, theirs = (dict(_leaves("", json.loads(plan.to_json()))) for plan in (self, other))
+        return {
+            key: (own.get(key), theirs.get(key))
+            for key in sorted({*own, *theirs})
+            if own.get(key) != theirs.get(key)
+        }
+
+    def __str__(self) -> str:
+        width = max([len(name) for name in self.layers] + [5])
+        lines = [f"Plan v{self.version}: cut {self.cut.name!r}"]
+        lines += [
+            f"  sends {name} ({'as it is' if bits is None else f'{bits} bits'})"
+            for name, bits in self.cut.tensors
+        ]
+        lines.append("  " + ", ".join(f"{key} {value:.4g}" for key, value in sorted(self.resources.items())))
+        for name, value in sorted(self.predicted.items()):
+            if isinstance(value, (int, float)):
+                key = next((k for k, v in PREDICTED_OF_ROW.items() if v == name), None)
+                limit = f"  (budget {self.budget[key]:.4g})" if key in self.budget else ""
+                lines.append(f"  {name:<24}{value:.6g}{limit}")
+        lines.append(f"  {'layer':<{width}}  side    bits  sparsity  format      bytes  predicted")
+        for name, layer in self.layers.items():
+            lines.append(
+                f"  {name:<{width}}  {layer.side:<6}  {layer.bits:>4}  {layer.sparsity:>8.2f}"
+                f"  {layer.format:<6}{layer.packed_bytes:>11,}  {layer.predicted:.3g}"
+            )
+        return "\n".join(lines)
+
+
+PREDICTED_OF_ROW: Mapping[str, str] = {
+    "latency": "latency_s",
+    "energy": "energy_j",
+    "server_energy": "server_energy_j",
+    "total_energy": "total_energy_j",
+    "device_memory": "device_bytes",
+    "server_memory": "server_bytes",
+    "uplink": "uplink_bytes",
+    "device_bits_per_weight": "device_bits_per_weight",
+    "distortion": "distortion",
+}
+
+
+def _leaves(path: str, value: Any) -> list[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        return [
+            leaf for key, item in value.items() for leaf in _leaves(f"{path}.{key}" if path else key, item)
+        ]
+    return [(path, value)]

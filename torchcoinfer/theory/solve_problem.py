@@ -1,0 +1,205 @@
+"""What the solver is given: choices of layers and of cut tensors with their costs, profiles, budget,
+search."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torchcoinfer.errors import ArgumentError
+from torchcoinfer.theory.budget import Budget, Search, Workload
+from torchcoinfer.theory.costs import (
+    DeviceProfile,
+    LinkProfile,
+    Load,
+    coded_bytes,
+    float_bytes,
+    unit_load,
+)
+from torchcoinfer.theory.graph import Cut, Graph
+from torchcoinfer.theory.options import Option, drop_dominated, packed_bytes
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One option of a layer. ``device`` and ``server``: the load of each unit of the layer, in graph
+    order."""
+
+    option: Option
+    distortion: float  # E_l(o), relative output error
+    packed_bytes: int
+    device: tuple[Load, ...]
+    server: tuple[Load, ...]
+
+
+@dataclass(frozen=True)
+class CutOption:
+    """One way to send a tensor: ``bits`` None as it is; ``wire_bytes`` with headers, scales and zero
+    points."""
+
+    bits: int | None
+    distortion: float
+    wire_bytes: int
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Numbers only: everything ``solve`` looks at.
+
+    Attributes:
+        choices: layer name -> its options (layers of one group: the same options in the same order).
+        cut_options: tensor name -> its options; every tensor that may cross has one with bits None.
+        fixed_device, fixed_server: unit name -> load, for units without a layer.
+        answer_bytes: bytes of the model's outputs on the way back, headers counted.
+        cuts: the candidates; None: ``candidate_cuts``, or all frontiers where they are few.
+        frontier_limit: up to how many frontiers are enumerated.
+    """
+
+    graph: Graph
+    choices: Mapping[str, tuple[Choice, ...]]
+    cut_options: Mapping[str, tuple[CutOption, ...]]
+    fixed_device: Mapping[str, Load]
+    fixed_server: Mapping[str, Load]
+    device: DeviceProfile
+    server: DeviceProfile
+    link: LinkProfile
+    budget: Budget
+    search: Search = Search()
+    workload: Workload = Workload()
+    answer_bytes: int = 0
+    cuts: tuple[Cut, ...] | None = None
+    frontier_limit: int = 400
+
+
+def _check_distortion(what: str, value: float) -> float:
+    if not (isinstance(value, (int, float)) and math.isfinite(value) and value >= 0):
+        raise ArgumentError(
+            f"the distortion of {what} is not a finite number of at least 0", got=repr(value),
+            expected="E_l(o) of theory.md §2",
+            remedy="measure it again; look for NaN or Inf in weights and data",
+        )  # fmt: skip
+    return float(value)
+
+
+def _common_options(
+    graph: Graph, curves: Mapping[str, Sequence[tuple[Option, float]]]
+) -> dict[str, dict[Option, float]]:
+    """layer -> option -> distortion: uncompressed (distortion 0) always, and in a group only what all
+    have."""
+    table: dict[str, dict[Option, float]] = {}
+    for layer in graph.layers:
+        options = {Option(): 0.0}
+        for option, distortion in curves.get(layer.name, ()):
+            options[option] = _check_distortion(f"layer {layer.name!r} at {option}", distortion)
+        table[layer.name] = options
+    groups: dict[str, list[str]] = {}
+    for layer in graph.layers:
+        if layer.group is not None:
+            groups.setdefault(layer.group, []).append(layer.name)
+    for members in groups.values():
+        common = [o for o in table[members[0]] if all(o in table[m] for m in members)]
+        for member in members:
+            table[member] = {option: table[member][option] for option in common}
+    return table
+
+
+def _layer_choices(
+    graph: Graph,
+    table: Mapping[str, Mapping[Option, float]],
+    device: DeviceProfile,
+    server: DeviceProfile,
+    analytic: bool,
+) -> dict[str, tuple[Choice, ...]]:
+    units = {layer.name: [u for u in graph.units if u.layer == layer.name] for layer in graph.layers}
+    choices = {}
+    for layer in graph.layers:
+        element_bytes = max(1, layer.weight_bytes // max(1, layer.numel))
+        made = []
+        for option, distortion in table[layer.name].items():
+            loads = [
+                tuple(unit_load(side, u, option, layer, graph, analytic=analytic) for u in units[layer.name])
+                for side in (device, server)
+            ]
+            size = packed_bytes(option, layer.rows, layer.columns, element_bytes)
+            made.append(Choice(option, distortion, size, *loads))
+        choices[layer.name] = tuple(made) if layer.group else drop_dominated(made, _choice_costs)
+    return choices
+
+
+def _choice_costs(choice: Choice) -> tuple[float, ...]:
+    loads = [(load.cycles, load.seconds) for load in (*choice.device, *choice.server)]
+    return (choice.distortion, float(choice.packed_bytes), *(value for pair in loads for value in pair))
+
+
+def build_problem(
+    graph: Graph,
+    curves: Mapping[str, Sequence[tuple[Option, float]]],
+    cut_curves: Mapping[str, Sequence[tuple[int, float]]],
+    device: DeviceProfile,
+    server: DeviceProfile,
+    link: LinkProfile,
+    budget: Budget,
+    search: Search | None = None,
+    workload: Workload | None = None,
+) -> Problem:
+    """The problem of measured curves.
+
+    Args:
+        curves: layer name -> (option, measured E_l(o)); the uncompressed option is added with distortion 0.
+        cut_curves: tensor name -> (bits, measured distortion of coding it); tensors left out cross as they
+        are.
+
+    Raises:
+        ArgumentError: a distortion is negative, NaN or Inf, or a name is unknown to the graph.
+    """
+    search, workload = search or Search(), workload or Workload()
+    unknown = sorted(set(curves) - {layer.name for layer in graph.layers}) + sorted(
+        set(cut_curves) - set(graph.tensors)
+    )
+    if unknown:
+        raise ArgumentError(
+            "curves name what the graph does not have", got=unknown,
+            expected="layers and tensors of the graph",
+            remedy="measure the curves on this graph",
+        )  # fmt: skip
+    analytic = search.costs == "analytic"
+    cut_options = {}
+    for name, tensor in graph.tensors.items():
+        made = (
+            [CutOption(None, 0.0, float_bytes(tensor.nbytes, len(tensor.shape)))]
+            if None in search.cut_bits
+            else []
+        )
+        for bits, distortion in cut_curves.get(name, ()):
+            if bits is not None and bits in search.cut_bits:
+                value = _check_distortion(f"tensor {name!r} at {bits} bits", distortion)
+                made.append(CutOption(bits, value, coded_bytes(tensor.shape, bits)))
+        made = made or [
+            CutOption(None, 0.0, float_bytes(tensor.nbytes, len(tensor.shape)))
+        ]  # an integer tensor is never coded
+        cut_options[name] = drop_dominated(made, lambda o: (o.distortion, float(o.wire_bytes)))
+    fixed = [
+        {
+            u.name: unit_load(side, u, None, None, graph, analytic=analytic)
+            for u in graph.units
+            if u.layer is None
+        }
+        for side in (device, server)
+    ]
+    return Problem(
+        graph=graph,
+        choices=_layer_choices(graph, _common_options(graph, curves), device, server, analytic),
+        cut_options=cut_options,
+        fixed_device=fixed[0],
+        fixed_server=fixed[1],
+        device=device,
+        server=server,
+        link=link,
+        budget=budget,
+        search=search,
+        workload=workload,
+        answer_bytes=sum(
+            float_bytes(graph.tensors[name].nbytes, len(graph.tensors[name].shape)) for name in graph.outputs
+        ),
+    )
