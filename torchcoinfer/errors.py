@@ -63,6 +63,10 @@ class ExportError(TorchCoinferError):
     """A half cannot be exported or an exported file cannot be loaded."""
 
 
+class BudgetExceeded(TorchCoinferError, RuntimeError):
+    """A monitored run spent more than its budget, and the monitor was told to raise."""
+
+
 class InfeasibleBudget(TorchCoinferError, ValueError):
     """No plan of the search fits the budget.
 
