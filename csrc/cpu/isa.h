@@ -18,6 +18,8 @@
                         "avx512vnni,avx512bf16,avx512vpopcntdq,avx512bitalg,bmi2")))
 #else
 #define TORCHCOINFER_X86 0
+#define TORCHCOINFER_AVX2
+#define TORCHCOINFER_AVX512
 #endif
 
 namespace torchcoinfer {

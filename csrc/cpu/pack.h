@@ -5,8 +5,28 @@
 #include <cstdint>
 
 #include "cpu/dtype.h"
+#include "layout.h"
 
 namespace torchcoinfer {
+
+// Decodes one tile, k-major: codes[k * 16 + n].
+inline void decode_tile(const uint8_t* tile, int bits, uint8_t* codes) {
+  for (int index = 0; index < plane_count(bits); ++index) {
+    const Plane p = plane(bits, index);
+    const int mask = (1 << p.bits) - 1, per_vector = TILE_K / p.bits;
+    for (int k = 0; k < TILE_K; k += 4) {  // four k share a vector and a field
+      const int shift = field_of(p.bits, 0, k).shift;
+      const uint8_t* vector = tile + p.offset + VECTOR_BYTES * (k / per_vector);
+      for (int i = 0; i < 4; ++i) {
+        uint8_t* out = codes + (k + i) * BLOCK_N;
+        for (int n = 0; n < BLOCK_N; ++n) {
+          const int part = (vector[4 * n + i] >> shift & mask) << p.shift;
+          out[n] = static_cast<uint8_t>(index ? out[n] | part : part);
+        }
+      }
+    }
+  }
+}
 
 // codes: uint8 [N, K], each < 2^bits;  packed: uint8 [NB, KT, 64 * bits]
 void pack_codes(const uint8_t* codes, int bits, int64_t N, int64_t K, uint8_t* packed, int64_t begin, int64_t end);

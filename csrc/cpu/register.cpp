@@ -4,6 +4,7 @@
 
 #include "cpu/isa.h"
 #include "cpu/pack.h"
+#include "cpu/quant_linear.h"
 #include "cpu/tensor.h"
 
 namespace torchcoinfer {
@@ -113,6 +114,53 @@ Tensor dequantize_op(Tensor packed, Tensor scales, std::optional<Tensor> zeros, 
   return weight;
 }
 
+const ParallelFor PARALLEL = [](int64_t count, int64_t grain, const std::function<void(int64_t, int64_t)>& body) {
+  torch::stable::parallel_for(0, count, grain, body);
+};
+
+void check_variant(const Checker& checks, int64_t activation_bits, int64_t layout) {
+  check(activation_bits == 0 || activation_bits == 8, checks.op, "activation_bits", "0 (weight-only) or 8",
+        activation_bits);
+  checks.layout(layout);
+}
+
+// The bias as floats, empty where there is none.
+std::vector<float> float_bias(const Checker& checks, const std::optional<Tensor>& bias, int64_t N) {
+  if (!bias.has_value()) return {};
+  const Dtype dtype = checks.floating("bias", *bias);
+  checks.shape("bias", *bias, {N});
+  checks.cpu("bias", *bias);
+  const Tensor whole = torch::stable::contiguous(*bias);
+  std::vector<float> values(N);
+  for (int64_t n = 0; n < N; ++n) values[n] = load_float(whole.const_data_ptr(), dtype, n);
+  return values;
+}
+
+Tensor quant_linear_op(Tensor x, Tensor packed, Tensor scales, std::optional<Tensor> zeros, std::optional<Tensor> bias,
+                       int64_t bits, int64_t group_size, int64_t out_features, int64_t activation_bits,
+                       int64_t layout) {
+  const Checker checks{"quant_linear"};
+  check(x.dim() >= 1, checks.op, "x", "at least 1 dimension [..., K]", shape_text(x));
+  check_variant(checks, activation_bits, layout);
+  const Dtype dtype = checks.floating("x", x);
+  const int64_t N = out_features, K = x.size(-1);
+  const QuantMatrix matrix = quant_matrix(checks, packed, scales, zeros, bits, group_size, N, K);
+  const std::vector<float> bias_values = float_bias(checks, bias, N);
+  x = torch::stable::contiguous(x);
+  int64_t rows = 1;
+  std::vector<int64_t> size;
+  for (int64_t i = 0; i + 1 < x.dim(); ++i) {
+    size.push_back(x.size(i));
+    rows *= x.size(i);
+  }
+  size.push_back(N);
+  Tensor y = empty_cpu(size, x.scalar_type());
+  const Output out{y.mutable_data_ptr(), dtype, N, 1, 0, N, bias_values.empty() ? nullptr : bias_values.data()};
+  run_linear({matrix, {x.const_data_ptr(), dtype, K, K}, rows, static_cast<int>(activation_bits), out, active_isa()},
+             PARALLEL);
+  return y;
+}
+
 std::string cpu_isa_op() {
   return isa_name(active_isa());
 }
@@ -128,6 +176,7 @@ STABLE_TORCH_LIBRARY_IMPL(torchcoinfer, CPU, m) {
   m.impl("pack_codes", TORCH_BOX(&torchcoinfer::pack_codes_op));
   m.impl("unpack_codes", TORCH_BOX(&torchcoinfer::unpack_codes_op));
   m.impl("quantize_pack", TORCH_BOX(&torchcoinfer::quantize_pack_op));
+  m.impl("quant_linear", TORCH_BOX(&torchcoinfer::quant_linear_op));
   m.impl("dequantize", TORCH_BOX(&torchcoinfer::dequantize_op));
 }
 

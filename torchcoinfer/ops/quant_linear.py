@@ -85,7 +85,8 @@ def rows_by_weight(rows: Tensor, weight: Tensor, activation_bits: int) -> Tensor
 def quantize_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Symmetric int8 codes (as float32) of each row [..., K] and its scale [..., 1]: absmax / 127."""
     largest = torch.nn.functional.pad(rows, (0, 1)).abs().amax(-1, keepdim=True)
-    inverse = torch.where(largest > 0, ACTIVATION_TOP / largest, 0)
+    top = torch.full_like(largest, ACTIVATION_TOP)  # 127 / tensor would multiply by the rounded reciprocal
+    inverse = torch.where(largest > 0, top / largest, 0)
     codes = (rows * inverse).round().clamp(-ACTIVATION_TOP, ACTIVATION_TOP)
     return codes, largest / ACTIVATION_TOP
 

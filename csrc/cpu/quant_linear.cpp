@@ -1,0 +1,119 @@
+#include "cpu/quant_linear.h"
+
+#include <algorithm>
+
+#include "cpu/buffer.h"
+
+namespace torchcoinfer {
+namespace {
+
+constexpr int64_t BLOCKS_TOGETHER = 2;       // n-blocks a GEMM kernel takes at once
+constexpr int64_t ROWS_TOGETHER = 480;       // rows of one task where there are blocks enough to share out
+constexpr int64_t ROWS_FEW_BLOCKS = 48;      // and where there are not
+constexpr int64_t ENOUGH_BLOCKS = 32;
+constexpr int64_t WORK_GRAIN = 1 << 18;      // multiply-adds that are worth a thread
+constexpr int64_t ELEMENT_GRAIN = 1 << 15;   // elements of x that are worth a thread
+
+template <typename Rows>
+using Kernel = void (*)(const QuantMatrix&, const Rows&, const Output&, bool, int64_t, int64_t);
+
+Kernel<FloatRows> float_kernel(Isa isa) {
+#if TORCHCOINFER_X86
+  if (isa == Isa::avx512) return linear_float_avx512;
+  if (isa == Isa::avx2) return linear_float_avx2;
+#endif
+  (void)isa;
+  return linear_float_scalar;
+}
+
+Kernel<CodeRows> code_kernel(Isa isa) {
+#if TORCHCOINFER_X86
+  if (isa == Isa::avx512) return linear_codes_avx512;
+  if (isa == Isa::avx2) return linear_codes_avx2;
+#endif
+  (void)isa;
+  return linear_codes_scalar;
+}
+
+bool takes_pairs(const LinearCall& call) {
+  return TORCHCOINFER_X86 && call.isa == Isa::avx512 && call.x.dtype == Dtype::bfloat16;
+}
+
+template <typename T>
+T* advance(T* pointer, int64_t count) {
+  return pointer ? pointer + count : nullptr;
+}
+
+FloatRows part(const FloatRows& x, int64_t row, int64_t rows, int64_t segments) {
+  return {x.values + row * x.stride, advance(x.sums, row * segments), rows, x.stride};
+}
+PairRows part(const PairRows& x, int64_t row, int64_t rows, int64_t segments) {
+  return {x.values + row * x.stride, advance(x.sums, row * segments), rows, x.stride};
+}
+CodeRows part(const CodeRows& x, int64_t row, int64_t rows, int64_t segments) {
+  return {x.values + row * x.stride, x.scales + row, x.sums + row * segments, rows, x.stride};
+}
+
+// Splits rows and n-blocks into tasks and runs the kernel on each.
+template <typename Rows>
+void run_tasks(const LinearCall& call, const Rows& x, Kernel<Rows> kernel, const ParallelFor& parallel) {
+  const int64_t first_block = call.out.first / BLOCK_N, last_block = ceil_div(call.out.last, BLOCK_N);
+  const int64_t segments = Segments(call.weight.K, call.weight.group_size).count;
+  const int64_t rows_each = last_block - first_block >= ENOUGH_BLOCKS ? ROWS_TOGETHER : ROWS_FEW_BLOCKS;
+  const int64_t row_parts = ceil_div(x.rows, rows_each);
+  const int64_t block_parts = ceil_div(last_block - first_block, BLOCKS_TOGETHER);
+  const bool few = call.rows <= GEMV_ROWS;
+  const int64_t task_work =
+      BLOCKS_TOGETHER * BLOCK_N * std::max<int64_t>(call.weight.K, 1) * std::min(x.rows, rows_each);
+  parallel(row_parts * block_parts, ceil_div(WORK_GRAIN, task_work), [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end;) {
+      const int64_t row_part = task / block_parts, block_part = task % block_parts;
+      const int64_t parts = std::min(end - task, block_parts - block_part);  // neighboring blocks go in one call
+      const int64_t row = row_part * rows_each, rows = std::min(rows_each, x.rows - row);
+      const int64_t block = first_block + block_part * BLOCKS_TOGETHER;
+      Output out = call.out;
+      out.y = static_cast<char*>(out.y) + row * out.row_stride * dtype_bytes(out.dtype);
+      kernel(call.weight, part(x, row, rows, segments), out, few, block,
+             std::min(last_block, block + parts * BLOCKS_TOGETHER));
+      task += parts;
+    }
+  });
+}
+
+}  // namespace
+
+void run_linear(const LinearCall& call, const ParallelFor& parallel) {
+  if (call.rows == 0 || call.out.first >= call.out.last) return;
+  const Segments segments(call.weight.K, call.weight.group_size);
+  const int64_t rows = call.rows, stride = segments.tiles * TILE_K;
+  const int64_t grain = ceil_div(ELEMENT_GRAIN, std::max<int64_t>(stride, 1));
+  if (call.activation_bits == 8) {
+    const Buffer<int8_t> values(rows * stride);
+    const Buffer<float> scales(rows);
+    const Buffer<int32_t> sums(rows * segments.count);
+    parallel(rows, grain, [&](int64_t begin, int64_t end) {
+      code_rows(call.x, segments, call.isa, begin, end, values.get(), scales.get(), sums.get());
+    });
+    run_tasks<CodeRows>(call, {values.get(), scales.get(), sums.get(), rows, stride}, code_kernel(call.isa), parallel);
+    return;
+  }
+  const Buffer<float> sum_buffer(call.weight.zeros ? rows * segments.count : 0);
+  float* sums = call.weight.zeros ? sum_buffer.get() : nullptr;
+#if TORCHCOINFER_X86
+  if (takes_pairs(call)) {
+    const Buffer<uint16_t> values(rows * stride);
+    parallel(rows, grain, [&](int64_t begin, int64_t end) {
+      pair_rows(call.x, segments, call.isa, begin, end, values.get(), sums);
+    });
+    run_tasks<PairRows>(call, {values.get(), sums, rows, stride}, linear_pairs_avx512, parallel);
+    return;
+  }
+#endif
+  const Buffer<float> values(rows * stride);
+  parallel(rows, grain, [&](int64_t begin, int64_t end) {
+    float_rows(call.x, segments, call.isa, begin, end, values.get(), sums);
+  });
+  run_tasks<FloatRows>(call, {values.get(), sums, rows, stride}, float_kernel(call.isa), parallel);
+}
+
+}  // namespace torchcoinfer
