@@ -1,0 +1,109 @@
+"""Second moments of layer inputs: the diagonal for clip search, the whole XᵀX for error compensation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchcoinfer.calibrate.interpret import LayerCall
+
+UNFOLD_BYTES = 32 << 20  # unfolded convolution inputs are made this many bytes at a time
+
+
+def positions(call: LayerCall, args: Sequence[Any], output: Tensor, keep: Tensor | None = None) -> int:
+    """How many input vectors the call multiplies by the weight, padding left out."""
+    h = args[call.input_position]
+    if call.kind == "linear":
+        return _vectors(h, keep).shape[0]
+    return output.shape[0] * output.shape[2] * output.shape[3]
+
+
+def diagonal(call: LayerCall, args: Sequence[Any], output: Tensor, keep: Tensor | None = None) -> Tensor:
+    """Sum of squares of each of the K inputs, float64 [K]; for grouped convolutions the mean over groups."""
+    h = args[call.input_position].detach()
+    if call.kind == "linear":
+        return _sum_of_squares(_vectors(h, keep), 0)
+    kernel = args[call.weight_position].shape[2:]
+    stride, dilation, groups = _geometry(args)
+    h = _padded(call, args, h)
+    rows, columns = output.shape[2:]
+    sums = []
+    for i in range(kernel[0]):
+        for j in range(kernel[1]):
+            top, left = i * dilation[0], j * dilation[1]
+            below, beyond = top + stride[0] * (rows - 1) + 1, left + stride[1] * (columns - 1) + 1
+            seen = h[:, :, top : below : stride[0], left : beyond : stride[1]]
+            sums.append(_sum_of_squares(seen, (0, 2, 3)))
+    return torch.stack(sums, 1).reshape(groups, -1).mean(0)  # [C, kh * kw] -> [C / groups * kh * kw]
+
+
+def gram(call: LayerCall, args: Sequence[Any], keep: Tensor | None = None) -> Tensor:
+    """XᵀX of the call's inputs, float32 [K, K]; for a grouped convolution [groups, K, K].
+
+    Args:
+        call, args: a linear or convolution call and its arguments.
+        keep: [B, S], 0 where a position is padding: left out of linear inputs that begin with (B, S).
+    """
+    h = args[call.input_position].detach()
+    if call.kind == "linear":
+        x = _vectors(h, keep).float()
+        return x.t() @ x
+    total: Tensor | None = None
+    patch_bytes = 4 * math.prod(args[call.weight_position].shape[1:]) * math.prod(h.shape[1:]) // h.shape[1]
+    for part in h.split(max(1, UNFOLD_BYTES // patch_bytes)):
+        x = patches(call, args, part.float())
+        x = x.transpose(0, 1).flatten(1, 2)
+        product = x.transpose(1, 2) @ x
+        total = product if total is None else total.add_(product)
+    return total[0] if total.shape[0] == 1 else total
+
+
+def patches(call: LayerCall, args: Sequence[Any], h: Tensor) -> Tensor:
+    """The input vectors of a convolution call: [B, groups, output pixels, K]."""
+    kernel = tuple(args[call.weight_position].shape[2:])
+    stride, dilation, groups = _geometry(args)
+    x = torch.nn.functional.unfold(_padded(call, args, h), kernel, dilation=dilation, stride=stride)
+    return x.unflatten(1, (groups, -1)).transpose(2, 3)
+
+
+def _vectors(h: Tensor, keep: Tensor | None) -> Tensor:
+    """A linear input as [positions, K], padded positions left out."""
+    if keep is not None and h.dim() == 3 and h.shape[:2] == keep.shape:
+        return h[keep != 0]
+    return h.reshape(-1, h.shape[-1])
+
+
+def _sum_of_squares(x: Tensor, dims: int | tuple[int, ...]) -> Tensor:
+    wide = x if x.dtype == torch.float64 else x.float()
+    return wide.square().sum(dims).double()
+
+
+def _geometry(args: Sequence[Any]) -> tuple[tuple[int, int], tuple[int, int], int]:
+    """(stride, dilation, groups) of a convolution call, defaults filled in."""
+    stride = args[3] if len(args) > 3 else 1
+    dilation = args[5] if len(args) > 5 else 1
+    return _pair(stride), _pair(dilation), args[6] if len(args) > 6 else 1
+
+
+def _padded(call: LayerCall, args: Sequence[Any], h: Tensor) -> Tensor:
+    padding = args[4] if len(args) > 4 else 0
+    if padding == "valid":
+        return h
+    if padding == "same":  # torch puts the odd one at the end
+        kernel, (_, dilation, _) = args[call.weight_position].shape[2:], _geometry(args)
+        total = [d * (k - 1) for d, k in zip(dilation, kernel)]
+        sides = [total[1] // 2, total[1] - total[1] // 2, total[0] // 2, total[0] - total[0] // 2]
+    else:
+        top, left = _pair(padding)
+        sides = [left, left, top, top]
+    return torch.nn.functional.pad(h, sides) if any(sides) else h
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    if isinstance(value, int):
+        return value, value
+    return (value[0], value[0]) if len(value) == 1 else (value[0], value[1])

@@ -1,0 +1,246 @@
+"""The predictor: E_l(o) = E‖J_l ΔW_l(o) h‖² / E‖f‖² for all options of all layers (theory.md §2).
+
+With output probes u, E[uuᵀ] = 1, and g = J_lᵀu from one backward pass for all layers at once,
+E[(Σ_t g_tᵀ ΔW h_t)²] = E‖J_l ΔW h‖²: the sum over the positions t of one sample stands inside the square.
+δ = h ΔWᵀ is made once per (layer, option) and multiplied with the g of every probe; a layer called several
+times, or shared by several modules, sums g·δ over its calls before squaring.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, fx
+from tqdm import tqdm
+
+from torchcoinfer.calibrate.interpret import LayerCall, Replacement
+from torchcoinfer.calibrate.judge import batch_size
+from torchcoinfer.calibrate.statistics import Statistics
+from torchcoinfer.errors import ArgumentError
+from torchcoinfer.measure.chunks import Squares, response_bytes, responses
+from torchcoinfer.measure.deltas import WeightDelta, stored_bytes
+from torchcoinfer.measure.tape import Noise, Rademacher, Site, Tape
+from torchcoinfer.theory.options import Option
+from torchcoinfer.trace import Traced
+
+WORKING_SET_BYTES = 128 << 20
+
+Weights = Callable[[str, Option], Tensor]
+"""(layer, option) -> the dense weight ŵ [N, K] that the compressed layer would compute with."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One point of a layer's curve.
+
+    Attributes:
+        distortion: E_l(o), relative output error (theory.md §2).
+        distortion_se: standard error of that estimate, over samples.
+        weight_l1: mean |ŵ − w|.
+        weight_mse: mean (ŵ − w)².
+    """
+
+    option: Option
+    distortion: float
+    distortion_se: float = 0.0
+    weight_l1: float = 0.0
+    weight_mse: float = 0.0
+
+
+Curves = dict[str, tuple[Measured, ...]]
+
+
+@dataclass
+class _Part:
+    """(layer, option) pairs scored in one pass over the data: as many as the working set holds."""
+
+    pairs: dict[str, list[Option]] = field(default_factory=dict)
+    weight_bytes: int = 0
+    response_bytes: int = 0  # of the fewest samples that can be run at once
+
+
+def score_options(
+    traced: Traced,
+    statistics: Statistics,
+    options: Mapping[str, Sequence[Option]],
+    *,
+    weights: Weights,
+    probes: int | None = None,
+    seed: int | None = None,
+    batches: Sequence[Sequence[Tensor]] | None = None,
+    replacements: Mapping[str, Replacement] | None = None,
+    working_set_bytes: int = WORKING_SET_BYTES,
+    noise: Noise | None = None,
+    progress: bool = False,
+) -> Curves:
+    """Scores every option of every layer: first-order output error, one table for the planner.
+
+    Args:
+        traced: the traced model, not changed; its parameters may be frozen.
+        statistics: signal, judge and calibration batches.
+        options: per layer, what is to be scored. An option of format "float" and 32 bits changes nothing.
+        weights: gives ŵ; called exactly once for each (layer, option).
+        probes: random output probes a sample; default ``statistics.probes``. The estimate is unbiased.
+        seed: of the probes.
+        batches: flat inputs to judge on; default the calibration batches. Options whose weights were fitted
+            to data (error compensation) are to be scored on other data than those.
+        replacements: layers compressed already: Jacobians and inputs are then those of that model, which is
+            how a table is measured again around a plan.
+        working_set_bytes: bounds what is held beside one forward and backward pass of a few samples: weight
+            changes (one half) and probe responses (the other). When it is small the layers are done part by
+            part, each part paying the passes again.
+        noise: another source of probes (tests use a basis, which makes the result exact).
+        progress: show a bar.
+
+    Raises:
+        ArgumentError: an unknown layer, or a ŵ of another shape or with NaN or Inf.
+    """
+    probes = statistics.probes if probes is None else probes
+    noise = noise or Rademacher(statistics.seed if seed is None else seed)
+    data = statistics.batches if batches is None else batches
+    tape = Tape(traced, statistics.judge, dict(replacements or {}))
+    # rows that calibration has not read may be read by other data: then all rows are kept
+    row_counts = statistics.row_counts if batches is None else {}
+    scorer = _LayerScorer(tape, row_counts, options, weights, working_set_bytes)
+    samples = sum(batch_size(batch) for batch in data)
+    scale = statistics.judge.factor / (samples * statistics.signal)
+    parts = scorer.parts(data[0], probes)
+    bar = tqdm(total=len(parts) * samples, desc="score", unit="sample", disable=not progress)
+    scored: dict[tuple[str, Option], Measured] = {}
+    for part in parts:
+        changes = scorer.changes(part)
+        squares = {layer: Squares.empty(len(found)) for layer, found in changes.items()}
+        nodes = {call.node for layer in changes for call in scorer.calls[layer]}
+        for sites, g in responses(tape, data, nodes, probes, noise, working_set_bytes // 2, bar):
+            for layer, found in changes.items():
+                calls = [call for call in scorer.calls[layer] if call.node in sites]
+                squares[layer].add(scorer.layer_response(calls, found, sites, g))
+        for layer, found in changes.items():
+            values, errors = squares[layer].mean_and_error(scale)
+            for change, value, error in zip(found, values, errors):
+                size = scorer.sizes[layer, change.option]
+                scored[layer, change.option] = Measured(change.option, value, error, *size)
+    bar.close()
+    return {
+        layer: tuple(scored.get((layer, option), Measured(option, 0.0)) for option in choices)
+        for layer, choices in options.items()
+    }
+
+
+class _LayerScorer:
+    """Weight changes and their responses, layer by layer."""
+
+    def __init__(
+        self,
+        tape: Tape,
+        row_counts: Mapping[str, Tensor],
+        options: Mapping[str, Sequence[Option]],
+        weights: Weights,
+        working_set_bytes: int,
+    ):
+        self.tape, self.weights, self.budget = tape, weights, working_set_bytes
+        self.options = {
+            layer: list(dict.fromkeys(option for option in choices if not unchanged(option)))
+            for layer, choices in options.items()
+        }
+        self.calls: dict[str, list[LayerCall]] = {}
+        for call in tape.interpreter.calls:
+            self.calls.setdefault(call.layer, []).append(call)
+        unknown = sorted(set(options) - set(self.calls))
+        if unknown:
+            raise ArgumentError("unknown layers", got=unknown, expected=f"some of {sorted(self.calls)}")
+        self.rows = {
+            layer: counts.nonzero().flatten()
+            for layer, counts in row_counts.items()
+            if layer in self.calls and all(call.kind == "embedding" for call in self.calls[layer])
+        }
+        self.sizes: dict[tuple[str, Option], tuple[float, float]] = {}
+        self.exact = False
+
+    def parts(self, inputs: Sequence[Tensor], probes: int) -> list[_Part]:
+        """Packs the (layer, option) pairs, in the order of the graph, into few passes within the budget.
+
+        Weight changes are kept exactly where all of them fit, else in eight bits.
+        """
+        half = self.budget // 2
+        needed = sum(self._bytes(layer, exact=True) * len(found) for layer, found in self.options.items())
+        self.exact = needed <= half
+        few = self.tape.few(inputs)
+        shapes = self.tape.shapes(few, {call.node for layer in self.options for call in self.calls[layer]})
+        parts = [_Part()]
+        for layer in self.calls:
+            of_layer = {call.node: shapes[call.node] for call in self.calls[layer] if call.node in shapes}
+            held = response_bytes(of_layer, probes)
+            for option in self.options.get(layer, ()):
+                part, size = parts[-1], self._bytes(layer, self.exact)
+                more = 0 if layer in part.pairs else held
+                if part.pairs and (part.weight_bytes + size > half or part.response_bytes + more > half):
+                    parts.append(_Part())
+                    part, more = parts[-1], held
+                part.pairs.setdefault(layer, []).append(option)
+                part.weight_bytes += size
+                part.response_bytes += more
+        return [part for part in parts if part.pairs]
+
+    def _bytes(self, layer: str, exact: bool) -> int:
+        weight = self.tape.interpreter.weight(layer)
+        rows = len(self.rows[layer]) if layer in self.rows else weight.shape[0]
+        return stored_bytes(rows, weight.shape[1], exact, max(weight.element_size(), 4))
+
+    def changes(self, part: _Part) -> dict[str, list[WeightDelta]]:
+        """ŵ − w of every pair of the part; sizes of the change are noted on the way."""
+        found: dict[str, list[WeightDelta]] = {}
+        for layer, choices in part.pairs.items():
+            weight = self.tape.interpreter.weight(layer)
+            wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
+            for option in choices:
+                compressed, where = self.weights(layer, option), f"weights({layer!r}, {option})"
+                if compressed.shape != weight.shape:
+                    raise ArgumentError(where, got=tuple(compressed.shape), expected=str(tuple(weight.shape)))
+                change = compressed.detach().to(wide.dtype) - wide
+                l1, mse = float(change.abs().mean()), float(change.square().mean())
+                if not mse < float("inf"):
+                    raise ArgumentError(where, got="NaN or Inf", expected="finite weights")
+                self.sizes[layer, option] = (l1, mse)
+                delta = WeightDelta.of(option, change, self.rows.get(layer), self.exact)
+                found.setdefault(layer, []).append(delta)
+        return found
+
+    def layer_response(
+        self,
+        calls: Sequence[LayerCall],
+        changes: Sequence[WeightDelta],
+        sites: Mapping[fx.Node, Site],
+        g: Mapping[fx.Node, Tensor],
+    ) -> Tensor:
+        """Σ over calls of g·δ, [B, P, O]; [1, P, O] where a call does not lead with the batch."""
+        leads = all(sites[call.node].leads for call in calls)
+        total: Tensor | None = None
+        for call in calls:
+            found = self._call_response(call, changes, sites[call.node], g[call.node])
+            found = found if leads else found.sum(0, keepdim=True)
+            total = found if total is None else total + found
+        return total
+
+    def _call_response(
+        self, call: LayerCall, changes: Sequence[WeightDelta], site: Site, g: Tensor
+    ) -> Tensor:
+        rows, probes, elements = g.shape
+        step = max(1, self.budget // 8 // (g.element_size() * rows * elements))
+        found = []
+        with torch.no_grad():
+            for start in range(0, len(changes), step):
+                block = changes[start : start + step]
+                delta = g.new_empty(rows, len(block), elements)
+                for position, change in enumerate(block):
+                    response = change.response(call, site.args, site.value, g.dtype)
+                    delta[:, position] = response.reshape(rows, elements)
+                found.append(torch.bmm(g, delta.transpose(1, 2)))
+        return torch.cat(found, 2)
+
+
+def unchanged(option: Option) -> bool:
+    """The option that leaves the layer as it is."""
+    return option.format == "float" and option.bits == 32 and option.activation_bits is None

@@ -1,0 +1,183 @@
+"""One differentiable forward pass, and the vector-Jacobian products of random output probes (theory.md §2).
+
+Gradients are taken with respect to activations: parameters are read detached, so that frozen ones work, none
+is changed, and no ``grad`` is accumulated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from torchcoinfer.calibrate.interpret import Interpreter, Replacement, aten, batch_symbol
+from torchcoinfer.calibrate.judge import Judge, batch_size
+from torchcoinfer.trace import Traced
+
+Noise = Callable[[Tensor, int, Sequence[int]], Tensor]
+"""(judged tensor [B, ...], number of probes, a number for each sample) -> noise [P, B, ...], E[εεᵀ] = 1."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """A value of the graph at which something is changed: a layer's output, or a tensor that may be coded.
+
+    Attributes:
+        args: the arguments of its node, detached.
+        value: the value, part of the differentiable graph.
+        leads: its first dim is the batch. If not (position embeddings, windows), the samples of a chunk share
+            it: the squared response is then that of their sum, which is unbiased too since the probes of
+            different samples are independent.
+    """
+
+    node: fx.Node
+    args: tuple[Any, ...]
+    value: Tensor
+    leads: bool
+
+
+class Tape:
+    """Runs the model on a few samples and keeps the sites asked for.
+
+    Args:
+        traced: the traced model.
+        judge: takes the judged tensor out of the output.
+        replacements: weights replaced in every run: Jacobians are then those of the compressed model.
+    """
+
+    def __init__(self, traced: Traced, judge: Judge, replacements: dict[str, Replacement] | None = None):
+        self.traced, self.judge = traced, judge
+        self.interpreter = Interpreter(traced)
+        self._replacements = replacements or {}
+        self._batch_symbol = batch_symbol(traced)
+        leading = [spec.shape[0] if spec.shape else None for spec in traced.call.inputs]
+        self.leading_inputs = [size == self._batch_symbol for size in leading]
+
+    @property
+    def divisible(self) -> bool:
+        """True when a batch can be run a few samples at a time."""
+        return self._batch_symbol is not None
+
+    def take(self, inputs: Sequence[Tensor], rows: slice) -> tuple[Tensor, ...]:
+        """Some samples of a batch: inputs that lead with the batch dim are cut, others shared."""
+        return tuple(value[rows] if lead else value for lead, value in zip(self.leading_inputs, inputs))
+
+    def few(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The fewest samples that can be run at once."""
+        return self.take(inputs, slice(0, 1)) if self.divisible else tuple(inputs)
+
+    def shapes(self, inputs: Sequence[Tensor], nodes: Collection[fx.Node]) -> dict[fx.Node, tuple[int, int]]:
+        """Elements of (value, largest tensor argument) at each node, from one plain forward pass."""
+        found: dict[fx.Node, tuple[int, int]] = {}
+
+        def observe(node: fx.Node, args: Sequence[Any], value: Any) -> Any:
+            if node in nodes and isinstance(value, Tensor):
+                found[node] = (value.numel(), _read_numel(node, args))
+            return value
+
+        with torch.no_grad():
+            self.interpreter.run(inputs, replacements=self._replacements, tap=observe)
+        return found
+
+    def record(
+        self, inputs: Sequence[Tensor], nodes: Collection[fx.Node]
+    ) -> tuple[Tensor, dict[fx.Node, Site]]:
+        """The judged tensor and the sites of ``nodes`` for one chunk of samples."""
+        sites: dict[fx.Node, Site] = {}
+        batch = batch_size(inputs)
+
+        def observe(node: fx.Node, args: Sequence[Any], value: Any) -> Any:
+            if node not in nodes or not isinstance(value, Tensor) or not value.is_floating_point():
+                return value
+            leads = self._leads(node, value, batch)
+            if not leads and _only_added(node, value):
+                value, leads = value.expand(batch, *value.shape[1:]), True
+            if not value.requires_grad:
+                value = value.detach().requires_grad_(True)
+            detached = tuple(arg.detach() if isinstance(arg, Tensor) else arg for arg in args)
+            sites[node] = Site(node, detached, value, leads)
+            return value
+
+        with torch.enable_grad():
+            outputs = self.interpreter.run(inputs, replacements=self._replacements, tap=observe)
+            judged = self.judge.tensor(self.traced.unflatten_outputs(outputs), inputs)
+        return judged, sites
+
+    def _leads(self, node: fx.Node, value: Tensor, batch: int) -> bool:
+        if value.dim() == 0 or value.shape[0] != batch:
+            return False
+        traced_value = node.meta.get("val")
+        if self._batch_symbol is None or not isinstance(traced_value, Tensor):
+            return True
+        return str(traced_value.shape[0]) == self._batch_symbol
+
+    def responses(self, judged: Tensor, sites: dict[fx.Node, Site], noise: Tensor) -> dict[fx.Node, Tensor]:
+        """g = Jᵀu at each site, [B, P, M] ([1, P, M] where the batch does not lead), M elements a sample.
+
+        One backward pass a probe gives all sites. float32, or float64 for a float64 model.
+        """
+        probes = noise.shape[0]
+        found: dict[fx.Node, Tensor] = {}
+        for site in sites.values():
+            rows = site.value.shape[0] if site.leads else 1
+            dtype = torch.promote_types(site.value.dtype, torch.float32)
+            found[site.node] = torch.zeros(
+                rows, probes, site.value.numel() // rows, dtype=dtype, device=site.value.device
+            )
+        if not judged.requires_grad:
+            return found
+        values = [site.value for site in sites.values()]
+        for probe in range(probes):
+            direction = self.judge.probe(judged, noise[probe])
+            gradients = torch.autograd.grad(
+                judged, values, direction, retain_graph=probe + 1 < probes, allow_unused=True
+            )
+            for node, gradient in zip(sites, gradients):
+                if gradient is not None:
+                    found[node][:, probe] = gradient.reshape(found[node].shape[0], -1)
+        return found
+
+
+def _only_added(node: fx.Node, value: Tensor) -> bool:
+    """A value of one row that is only added to something: may be repeated for each sample at once."""
+    if value.dim() < 2 or value.shape[0] != 1:
+        return False
+    traced_value = node.meta.get("val")
+    if isinstance(traced_value, Tensor) and isinstance(traced_value.shape[0], torch.SymInt):
+        return False
+    return all(user.target is aten.add.Tensor and _ranks_agree(user, value.dim()) for user in node.users)
+
+
+def _ranks_agree(node: fx.Node, rank: int) -> bool:
+    shapes = [read.meta.get("val") for read in node.all_input_nodes]
+    return len(shapes) == 2 and all(isinstance(val, Tensor) and val.dim() == rank for val in shapes)
+
+
+def _read_numel(node: fx.Node, args: Sequence[Any]) -> int:
+    values = [
+        arg.numel()
+        for arg, given in zip(args, node.args)
+        if isinstance(arg, Tensor) and isinstance(given, fx.Node) and given.op != "get_attr"
+    ]
+    return max(values, default=0)
+
+
+class Rademacher:
+    """Random signs, drawn sample by sample: the same for a sample however the data are cut into chunks.
+
+    E(uᵀv)² = ‖v‖² exactly in expectation, and among independent entries signs have the least variance.
+    """
+
+    def __init__(self, seed: int):
+        self.seed = seed
+
+    def __call__(self, judged: Tensor, probes: int, samples: Sequence[int]) -> Tensor:
+        drawn = []
+        for sample in samples:
+            generator = torch.Generator().manual_seed((self.seed << 32) + sample)
+            bits = torch.randint(0, 2, (probes, *judged.shape[1:]), generator=generator, dtype=torch.int8)
+            drawn.append(bits)
+        return torch.stack(drawn, 1).to(device=judged.device, dtype=judged.dtype).mul_(2).sub_(1)
