@@ -4,13 +4,15 @@
 
 #include "cpu/isa.h"
 #include "cpu/pack.h"
-#include "cpu/quant_linear.h"
+#include "cpu/quant_conv2d.h"
+#include "cpu/quant_embedding.h"
 #include "cpu/tensor.h"
 
 namespace torchcoinfer {
 namespace {
 
-constexpr int64_t BLOCK_GRAIN = 1;  // n-blocks a thread takes at least
+constexpr int64_t BLOCK_GRAIN = 1;       // n-blocks a thread takes at least
+constexpr int64_t EMBEDDING_GRAIN = 64;  // rows a thread decodes at least
 
 Tensor pack_codes_op(Tensor codes, int64_t bits) {
   const Checker checks{"pack_codes"};
@@ -161,6 +163,98 @@ Tensor quant_linear_op(Tensor x, Tensor packed, Tensor scales, std::optional<Ten
   return y;
 }
 
+int64_t out_size(int64_t size, int64_t kernel, int64_t stride, int64_t padding, int64_t dilation) {
+  const int64_t room = size + 2 * padding - dilation * (kernel - 1) - 1;
+  return room < 0 ? 0 : room / stride + 1;
+}
+
+// The four two-element arguments of a convolution, checked.
+void check_pair(const Checker& checks, const char* argument, const std::vector<int64_t>& pair, int64_t least) {
+  check(pair.size() == 2, checks.op, argument, "2 integers", pair.size());
+  for (int64_t value : pair) check(value >= least, checks.op, argument, ">= " + std::to_string(least), value);
+}
+
+ConvShape conv_shape(const Checker& checks, const Tensor& x, int64_t out_channels, const std::vector<int64_t>& kernel,
+                     const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+                     const std::vector<int64_t>& dilation, int64_t groups) {
+  check(x.dim() == 4, checks.op, "x", "4 dimensions [B, C, H, W]", shape_text(x));
+  check_pair(checks, "kernel_size", kernel, 1);
+  check_pair(checks, "stride", stride, 1);
+  check_pair(checks, "padding", padding, 0);
+  check_pair(checks, "dilation", dilation, 1);
+  checks.positive("groups", groups);
+  check(x.size(1) % groups == 0, checks.op, "x", "channels divisible by " + std::to_string(groups), x.size(1));
+  check(out_channels % groups == 0, checks.op, "out_channels", "divisible by " + std::to_string(groups), out_channels);
+  ConvShape s{};
+  s.batch = x.size(0), s.channels = x.size(1), s.height = x.size(2), s.width = x.size(3);
+  s.out_channels = out_channels, s.groups = groups;
+  s.out_height = out_size(s.height, kernel[0], stride[0], padding[0], dilation[0]);
+  s.out_width = out_size(s.width, kernel[1], stride[1], padding[1], dilation[1]);
+  for (int i = 0; i < 2; ++i)
+    s.kernel[i] = kernel[i], s.stride[i] = stride[i], s.padding[i] = padding[i], s.dilation[i] = dilation[i];
+  check(s.out_height > 0 && s.out_width > 0, checks.op, "x", "an image at least as large as the kernel",
+        shape_text(x));
+  return s;
+}
+
+Tensor quant_conv2d_op(Tensor x, Tensor packed, Tensor scales, std::optional<Tensor> zeros, std::optional<Tensor> bias,
+                       int64_t bits, int64_t group_size, int64_t out_channels, std::vector<int64_t> kernel_size,
+                       std::vector<int64_t> stride, std::vector<int64_t> padding, std::vector<int64_t> dilation,
+                       int64_t groups, int64_t activation_bits, int64_t layout) {
+  const Checker checks{"quant_conv2d"};
+  check_variant(checks, activation_bits, layout);
+  const Dtype dtype = checks.floating("x", x);
+  const ConvShape shape = conv_shape(checks, x, out_channels, kernel_size, stride, padding, dilation, groups);
+  const QuantMatrix matrix =
+      quant_matrix(checks, packed, scales, zeros, bits, group_size, out_channels, shape.columns());
+  const std::vector<float> bias_values = float_bias(checks, bias, out_channels);
+  Tensor y = empty_cpu({shape.batch, out_channels, shape.out_height, shape.out_width}, x.scalar_type());
+  run_conv2d({matrix,
+              shape,
+              x.const_data_ptr(),
+              {x.stride(0), x.stride(1), x.stride(2), x.stride(3)},
+              dtype,
+              static_cast<int>(activation_bits),
+              y.mutable_data_ptr(),
+              bias_values.empty() ? nullptr : bias_values.data(),
+              active_isa()},
+             PARALLEL);
+  return y;
+}
+
+template <typename Index>
+void embed(const Checker& checks, const QuantMatrix& table, const Tensor& indices, void* out, Dtype dtype) {
+  const Index* values = data<Index>(indices);
+  const int64_t count = indices.numel();
+  for (int64_t i = 0; i < count; ++i)
+    check(values[i] >= 0 && values[i] < table.N, checks.op, "indices", "0 <= index < " + std::to_string(table.N),
+          values[i]);
+  torch::stable::parallel_for(0, count, EMBEDDING_GRAIN, [&](int64_t begin, int64_t end) {
+    embed_rows(table, values, out, dtype, begin, end);
+  });
+}
+
+Tensor quant_embedding_op(Tensor indices, Tensor packed, Tensor scales, std::optional<Tensor> zeros, int64_t bits,
+                          int64_t group_size, int64_t num_embeddings, int64_t embedding_dim, ScalarType dtype) {
+  const Checker checks{"quant_embedding"};
+  const Dtype kind = checks.floating("dtype", dtype);
+  const QuantMatrix table =
+      quant_matrix(checks, packed, scales, zeros, bits, group_size, num_embeddings, embedding_dim);
+  const ScalarType index_type = indices.scalar_type();
+  check(index_type == ScalarType::Long || index_type == ScalarType::Int, checks.op, "indices", "int64 or int32",
+        dtype_text(index_type));
+  indices = torch::stable::contiguous(indices);
+  std::vector<int64_t> size;
+  for (int64_t i = 0; i < indices.dim(); ++i) size.push_back(indices.size(i));
+  size.push_back(embedding_dim);
+  Tensor rows = empty_cpu(size, dtype);
+  if (index_type == ScalarType::Long)
+    embed<int64_t>(checks, table, indices, rows.mutable_data_ptr(), kind);
+  else
+    embed<int32_t>(checks, table, indices, rows.mutable_data_ptr(), kind);
+  return rows;
+}
+
 std::string cpu_isa_op() {
   return isa_name(active_isa());
 }
@@ -177,6 +271,8 @@ STABLE_TORCH_LIBRARY_IMPL(torchcoinfer, CPU, m) {
   m.impl("unpack_codes", TORCH_BOX(&torchcoinfer::unpack_codes_op));
   m.impl("quantize_pack", TORCH_BOX(&torchcoinfer::quantize_pack_op));
   m.impl("quant_linear", TORCH_BOX(&torchcoinfer::quant_linear_op));
+  m.impl("quant_conv2d", TORCH_BOX(&torchcoinfer::quant_conv2d_op));
+  m.impl("quant_embedding", TORCH_BOX(&torchcoinfer::quant_embedding_op));
   m.impl("dequantize", TORCH_BOX(&torchcoinfer::dequantize_op));
 }
 
