@@ -63,17 +63,17 @@ def encode_activation_reference(
         )
     by_token = granularity == "token"
     rows = x.float().flatten(leading_dims)
-    values = rows if by_token else x.float()
-    dims = -1 if by_token else list(range(x.dim() - 1))
-    if values.numel() == 0:
-        low = high = values.new_zeros(x.shape[:leading_dims] if by_token else x.shape[-1:])
+    values = rows if by_token else x.float().unsqueeze(0).flatten(0, -2)  # scales along the one dim left
+    dim = -1 if by_token else 0
+    if values.shape[dim]:
+        low, high = values.amin(dim, keepdim=True), values.amax(dim, keepdim=True)
     else:
-        low, high = values.amin(dims), values.amax(dims)
-    scale = (high - low) / (2**bits - 1)
-    spread = (lambda t: t.unsqueeze(-1)) if by_token else (lambda t: t)
-    steps = (values - spread(low)) / spread(torch.where(scale > 0, scale, torch.inf))
+        low = high = values.sum(dim, keepdim=True)
+    # divided by a tensor: by a number, CUDA would multiply with its inverse
+    scale = (high - low) / torch.full_like(low, 2**bits - 1)
+    steps = (values - low) / torch.where(scale > 0, scale, torch.inf)
     codes = steps.round().nan_to_num(0).clamp(0, 2**bits - 1).to(torch.uint8).reshape(rows.shape)
-    return _pack_stream(codes, bits), scale, low
+    return _pack_stream(codes, bits), scale.squeeze(dim), low.squeeze(dim)
 
 
 def decode_activation(
