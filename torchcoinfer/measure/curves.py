@@ -1,0 +1,238 @@
+"""The table the solver reads: every option of every layer scored with the algorithm that will be applied.
+
+Rounding to nearest is scored first, for all options (theory.md §3). Error-compensated weights are made and
+scored only for options that a first solution showed to matter, with probes on other samples than those of
+their Hessians.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from torchcoinfer import ops
+from torchcoinfer.calibrate import Statistics, Stream
+from torchcoinfer.calibrate.judge import batch_size
+from torchcoinfer.compress import Hessian, Quantized, nearest, obs, option_of
+from torchcoinfer.compress.pack import weight_matrix
+from torchcoinfer.measure.cuts import score_cuts
+from torchcoinfer.measure.score import Curves, Measured, score_options
+from torchcoinfer.split import coded_leading_dims
+from torchcoinfer.theory.budget import Search
+from torchcoinfer.theory.graph import Cut, Layer
+from torchcoinfer.theory.options import Option, candidate_options, packed_bytes
+from torchcoinfer.theory.plan import LayerPlan
+from torchcoinfer.trace import Traced
+
+SCORING_SAMPLES = 48  # a curve's standard error is a few percent by then
+CUT_SAMPLES, CUT_PROBES = 16, 4
+SURVIVORS = 3  # error-compensated options a layer
+
+
+@dataclass(frozen=True)
+class Data:
+    """Calibration batches by use: ``fit`` makes Hessians, ``score`` carries the probes; disjoint if possible."""
+
+    fit: tuple[tuple[Tensor, ...], ...]
+    score: tuple[tuple[Tensor, ...], ...]
+
+    @classmethod
+    def of(cls, statistics: Statistics, samples: int = SCORING_SAMPLES) -> Data:
+        """The last third of the batches, at most ``samples`` of their samples, carries the probes."""
+        batches = statistics.batches
+        if len(batches) == 1:
+            return cls(batches, batches)
+        first = len(batches) - max(1, len(batches) // 3)
+        score: list[tuple[Tensor, ...]] = []
+        for batch in batches[first:]:
+            if sum(map(batch_size, score)) < samples:
+                score.append(batch)
+        return cls(batches[:first], tuple(score))
+
+
+def nearest_curves(
+    traced: Traced, statistics: Statistics, search: Search, *, progress: bool = False
+) -> Curves:
+    """Scores rounding to nearest for every option that ``search`` allows."""
+    options = {layer.name: layer_options(layer, search) for layer in traced.graph.layers}
+    rounding = _Nearest(traced, statistics)
+    data = Data.of(statistics)
+    return score_options(
+        traced, statistics, options, weights=rounding, batches=data.score, seed=search.seed, progress=progress
+    )
+
+
+def layer_options(layer: Layer, search: Search) -> tuple[Option, ...]:
+    """What a layer may choose, rounded to nearest; uncompressed first."""
+    return candidate_options(
+        layer.kind,
+        bits=search.bits,
+        sparsities=search.sparsities,
+        formats=search.formats,
+        group_sizes=search.group_sizes,
+        activation_bits=search.activation_bits,
+    )
+
+
+class _Nearest:
+    """(layer, option) -> the dense weight of rounding to nearest.
+
+    Of an embedding only rows that calibration read are rounded: no other row can change a score.
+    """
+
+    def __init__(self, traced: Traced, statistics: Statistics):
+        self.traced, self.statistics = traced, statistics
+
+    def __call__(self, layer: str, option: Option) -> Tensor:
+        weight = _weight(self.traced, layer).float()
+        rows = self.statistics.row_counts.get(layer)
+        if rows is None:
+            return nearest(weight, option, self.statistics.importance(layer)).dequantize()
+        seen = rows.nonzero().flatten()
+        compressed = weight.clone()
+        compressed[seen] = nearest(weight[seen], option, None).dequantize()
+        return compressed
+
+
+def _weight(traced: Traced, layer: str) -> Tensor:
+    return weight_matrix(traced.model.get_submodule(traced.layer_modules[layer][0]))
+
+
+def survivors(traced: Traced, curves: Curves, chosen: Mapping[str, Option]) -> dict[str, tuple[Option, ...]]:
+    """Per compressed linear or convolution layer: the chosen option and its neighbors on the layer's front."""
+    found = {}
+    for layer in traced.graph.layers:
+        option = chosen.get(layer.name)
+        if option is None or option.format == "float" or layer.kind == "embedding":
+            continue
+        front = _front(layer, curves[layer.name])
+        plain = replace(option, algorithm="nearest")
+        position = min(
+            range(len(front)),
+            key=lambda i: abs(_bytes(layer, front[i].option) - _bytes(layer, plain)),
+        )
+        start = max(0, min(position - 1, len(front) - SURVIVORS))
+        near = [point.option for point in front[start : start + SURVIVORS]]
+        found[layer.name] = tuple(dict.fromkeys([plain, *near]))
+    return found
+
+
+def _bytes(layer: Layer, option: Option) -> int:
+    return packed_bytes(option, layer.rows, layer.columns, layer.weight_bytes // layer.numel)
+
+
+def _front(layer: Layer, points: Sequence[Measured]) -> list[Measured]:
+    """Compressed options that no smaller one beats, by bytes ascending."""
+    front: list[Measured] = []
+    compressed = [point for point in points if point.option.format != "float"]
+    for point in sorted(compressed, key=lambda p: (_bytes(layer, p.option), p.distortion)):
+        if not front or point.distortion < front[-1].distortion:
+            front.append(point)
+    return front
+
+
+def obs_curves(
+    traced: Traced,
+    statistics: Statistics,
+    options: Mapping[str, Sequence[Option]],
+    search: Search,
+    *,
+    progress: bool = False,
+) -> Curves:
+    """Makes and scores error-compensated weights for the options given; the model's inputs are uncompressed."""
+    data = Data.of(statistics)
+    made: dict[tuple[str, Option], Quantized] = {}
+    bar = tqdm(total=sum(map(len, options.values())), desc="compensate", unit="option", disable=not progress)
+    for segment in Stream(traced, data.fit):
+        due = [name for name in segment.layers if options.get(name)]
+        moments = segment.inputs_second_moment() if due else {}
+        hessians: dict[int, list[Hessian]] = {}
+        for name in due:
+            moment = moments[name]
+            if id(moment) not in hessians:
+                hessians[id(moment)] = [
+                    Hessian(part) for part in (moment if moment.dim() == 3 else moment[None])
+                ]
+            for option in options[name]:
+                compensated = replace(option, algorithm="obs")
+                made[name, compensated] = obs(_weight(traced, name), compensated, hessians[id(moment)])
+                bar.update()
+    bar.close()
+    wanted: dict[str, list[Option]] = {}
+    for name, option in made:
+        wanted.setdefault(name, []).append(option)
+    return score_options(
+        traced,
+        statistics,
+        wanted,
+        weights=lambda layer, option: made[layer, option].dequantize(),
+        batches=data.score,
+        seed=search.seed,
+        progress=progress,
+    )
+
+
+def merged(curves: Curves, more: Curves) -> Curves:
+    """Both tables; where an option stands in both the second counts."""
+    table = {}
+    for layer, points in curves.items():
+        new = {point.option: point for point in more.get(layer, ())}
+        table[layer] = (*(new.pop(point.option, point) for point in points), *new.values())
+    return table
+
+
+def cut_curves(
+    traced: Traced, statistics: Statistics, cuts: Sequence[Cut], search: Search, *, progress: bool = False
+) -> dict[str, tuple[tuple[int, float], ...]]:
+    """Distortion of coding each floating tensor that may cross, at every width of ``search.cut_bits``."""
+    widths = tuple(bits for bits in search.cut_bits if bits is not None)
+    names = dict.fromkeys(name for cut in cuts if cut.name != "device" for name in cut.tensors)
+    leading = {name: coded_leading_dims(traced.tensor_nodes[name].meta["val"]) for name in names}
+    codable = [name for name in names if leading[name] is not None]
+    if not widths or not codable:
+        return {}
+
+    def code(name: str, value: Tensor, bits: int) -> Tensor:
+        encoded = ops.encode_activation(value, bits, "token", leading[name])
+        trailing = list(value.shape[leading[name] :])
+        return ops.decode_activation(*encoded, bits, "token", trailing, value.dtype)
+
+    scored = score_cuts(
+        traced,
+        statistics,
+        {name: widths for name in codable},
+        code=code,
+        batches=Data.of(statistics, CUT_SAMPLES).score,
+        probes=CUT_PROBES,
+        seed=search.seed,
+        progress=progress,
+    )
+    return {name: tuple((b, d) for b, d in table.items() if b is not None) for name, table in scored.items()}
+
+
+def plain_points(curves: Curves) -> dict[str, tuple[tuple[Option, float], ...]]:
+    """Numbers only, as ``theory`` takes them."""
+    return {
+        layer: tuple((point.option, point.distortion) for point in points) for layer, points in curves.items()
+    }
+
+
+def report_rows(
+    traced: Traced, layer: Layer, points: Sequence[Measured], chosen: LayerPlan
+) -> list[dict[str, float | bool | None]]:
+    """A layer's curve for the report: bits per weight, output distortion, and λ·E|ŵ − w| (unit-free)."""
+    with torch.no_grad():
+        mean_magnitude = float(_weight(traced, layer.name).abs().mean())
+    return [
+        {
+            "bits_per_weight": 8.0 * _bytes(layer, point.option) / layer.numel,
+            "distortion": point.distortion,
+            "scaled_l1": point.weight_l1 / mean_magnitude if mean_magnitude > 0 else None,
+            "chosen": point.option == option_of(chosen),
+        }
+        for point in points
+    ]

@@ -1,0 +1,77 @@
+"""The two blocks of bounds that a report prints (theory.md §6), measured on the plan that was applied."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torchcoinfer.compress.pack import weight_matrix
+from torchcoinfer.measure.certify import Unavailable, certify
+from torchcoinfer.measure.distortion import Reference, measure_distortion
+from torchcoinfer.nn.packed import PackedModule
+from torchcoinfer.theory.bounds import fit_laplace
+from torchcoinfer.theory.bounds_network import SpentLayer, weights_block
+from torchcoinfer.theory.plan import LayerPlan
+from torchcoinfer.trace import Traced
+
+
+def weight_bounds(traced: Traced, compressed: nn.Module, layers: Mapping[str, LayerPlan]) -> dict[str, Any]:
+    """The floor at the bits spent beside the measured error of the weights, for every compressed layer."""
+    spent = {}
+    for layer in traced.graph.layers:
+        row = layers[layer.name]
+        if row.format == "float":
+            continue
+        path = traced.layer_modules[layer.name][0]
+        weight = weight_matrix(traced.model.get_submodule(path)).float()
+        packed = compressed.get_submodule(path)
+        fit = fit_laplace(weight.numpy())
+        spent[layer.name] = SpentLayer(
+            fit, 8.0 * row.packed_bytes / layer.numel, _mean_absolute_error(packed, weight)
+        )
+    return weights_block(spent)
+
+
+def _mean_absolute_error(packed: PackedModule, weight: Tensor) -> float:
+    with torch.no_grad():
+        return float(packed.dequantize_weight().flatten(1).sub_(weight).abs_().mean())
+
+
+def output_bounds(
+    predicted: float, reference: Reference | None, compressed: Any, alpha: float, rounds: int = 1
+) -> dict[str, Any]:
+    """Predicted, measured and certified relative output error.
+
+    Args:
+        predicted: Σ E_l(o_l).
+        reference: the original model on validation samples that no choice has seen; None: there are none.
+        compressed: the compressed model, both halves with the codec at the cut.
+        alpha: level of the certificate, divided by ``rounds`` when as many plans are certified in turn.
+    """
+    block: dict[str, Any] = {"predicted": {"value": predicted}}
+    nothing = {"unavailable": "no validation data", "n": 0}
+    if reference is None:
+        return {**block, "measured": nothing, "certified": nothing}
+    errors = measure_distortion(reference, compressed)
+    block["measured"] = {"value": float(errors.mean()), "n": len(errors)}
+    certificate = certify(errors.tolist(), alpha, rounds)
+    if isinstance(certificate, Unavailable):
+        block["certified"] = {
+            "unavailable": certificate.reason, "n": certificate.n, "needs": certificate.needs,
+        }  # fmt: skip
+    else:
+        block["certified"] = {"value": certificate, "alpha": alpha / rounds, "n": len(errors)}
+    block["worst_case"] = {"unavailable": "holds for feed-forward nets only; ask theory.bounds for those"}
+    return block
+
+
+def packed_bytes_of(compressed: nn.Module, traced: Traced, layers: Mapping[str, LayerPlan]) -> dict[str, int]:
+    """Bytes really packed, per compressed layer."""
+    return {
+        name: compressed.get_submodule(traced.layer_modules[name][0]).packed_bytes
+        for name, row in layers.items()
+        if row.format != "float"
+    }
