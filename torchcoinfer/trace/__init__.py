@@ -1,4 +1,4 @@
-"""nn.Module -> Graph, through ``torch.export``: what can be compressed, where it can be cut, what it costs."""
+"""nn.Module -> Graph, through ``torch.export``: what can be compressed, where it can be cut, its costs."""
 
 from torchcoinfer.trace.tracer import Traced, trace
 

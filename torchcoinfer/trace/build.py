@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import sympy
 import torch
@@ -114,23 +115,29 @@ class GraphBuilder:
         return list(names)
 
     def _shape(self, value: Tensor) -> tuple[int, ...]:
-        return tuple(self._size(size) for size in value.shape)
-
-    def _size(self, size: int | torch.SymInt) -> int:
-        if isinstance(size, int):
-            return size
-        value = size.node.expr.xreplace(self.sizes)
-        if not value.is_number:
-            raise TraceError(
-                "a tensor's size depends on data, so that its bytes cannot be planned", got=str(size),
-                remedy="avoid nonzero, boolean indexing and unique in forward, or use static shapes (masks)",
-            )  # fmt: skip
-        return int(value)
+        return tuple(concrete_size(size, self.sizes) for size in value.shape)
 
     def _tensor(self, name: str, node: fx.Node) -> planner.Tensor:
         value = node.meta["val"]
         shape = self._shape(value)
         return planner.Tensor(name, shape, dtype_name(value.dtype), math.prod(shape) * value.element_size())
+
+
+def concrete_size(size: int | torch.SymInt, sizes: Mapping[sympy.Symbol, sympy.Integer]) -> int:
+    """A symbolic size at given values of its symbols.
+
+    Raises:
+        TraceError: the size depends on the values of tensors.
+    """
+    if isinstance(size, int):
+        return size
+    value = size.node.expr.xreplace(sizes)
+    if not value.is_number:
+        raise TraceError(
+            "a tensor's size depends on data, so that its bytes cannot be planned", got=str(size),
+            remedy="avoid nonzero, boolean indexing and unique in forward, or use static shapes (masks)",
+        )  # fmt: skip
+    return int(value)
 
 
 def _symbol_sizes(
@@ -166,7 +173,7 @@ def _weights(model: nn.Module, module: fx.GraphModule) -> list[Weight]:
 
 
 def _same_tensors(model: nn.Module, module: fx.GraphModule, names: set[str]) -> frozenset[str]:
-    """FQNs in ``module`` of the tensors that ``model`` knows as ``names`` (export keeps one name of tied ones)."""
+    """FQNs in ``module`` of what ``model`` knows as ``names``: export keeps one name of tied tensors."""
     tensors = _named_tensors(model)
     wanted = {id(tensors[name]) for name in names}
     targets = {node.target for node in module.graph.nodes if node.op == "get_attr"}

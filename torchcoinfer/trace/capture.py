@@ -31,8 +31,8 @@ CURES = (
     ("assigned during export", "register the tensors that forward() assigns to self as buffers"),
 )
 USUAL_CURES = (
-    "the usual cures: data-dependent control flow -> torch.where; caches -> use_cache=False; tensors assigned "
-    "to self in forward -> buffers; check the shapes and dtypes of example_inputs; "
+    "the usual cures: data-dependent control flow -> torch.where; caches -> use_cache=False; "
+    "tensors assigned to self in forward -> buffers; check the shapes and dtypes of example_inputs; "
     "torch.export.export(model, ...) shows the whole error"
 )
 

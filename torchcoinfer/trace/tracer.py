@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import sympy
 import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
@@ -18,7 +19,7 @@ from torchcoinfer.nn.callspec import CallSpec, Constant, InputSpec, dtype_name
 from torchcoinfer.theory import graph as planner
 from torchcoinfer.theory.budget import Workload
 from torchcoinfer.trace import capture
-from torchcoinfer.trace.build import GraphBuilder
+from torchcoinfer.trace.build import GraphBuilder, concrete_size
 from torchcoinfer.trace.clean import flat_module
 
 
@@ -39,6 +40,7 @@ class Traced:
         layer_modules: layer name -> FQNs of the modules that share its weight.
         call: the model's own calling convention.
         sample: flat tensors of example_inputs, at the workload's size.
+        sizes: each symbol in the shapes of ``module``'s nodes -> its value in the sample.
         dynamic_dims, static_dims: input name -> dims that may vary; dims that were asked for and could not.
     """
 
@@ -52,6 +54,7 @@ class Traced:
     layer_modules: Mapping[str, tuple[str, ...]]
     call: CallSpec
     sample: tuple[Tensor, ...]
+    sizes: Mapping[sympy.Symbol, sympy.Integer]
     dynamic_dims: Mapping[str, tuple[int, ...]]
     static_dims: Mapping[str, tuple[int, ...]]
 
@@ -78,6 +81,10 @@ class Traced:
     def unflatten_outputs(self, flat: Sequence[Any]) -> Any:
         """The model's own output structure from what ``module`` returned."""
         return self.call.unflatten_outputs(flat)
+
+    def size(self, symbolic: int | torch.SymInt) -> int:
+        """A size in ``module`` as it is for ``sample``."""
+        return concrete_size(symbolic, self.sizes)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the traced graph: the model's own arguments in, its own output structure out."""
@@ -133,6 +140,7 @@ def trace(
         layer_modules={weight.layer.name: weight.layer.modules for weight in built.weights},
         call=call,
         sample=sample,
+        sizes=built.sizes,
         dynamic_dims=free_dims,
         static_dims={
             name: stuck
