@@ -17,7 +17,15 @@ import numpy as np
 from torchcoinfer.errors import InfeasibleBudget
 from torchcoinfer.theory.budget import Budget
 from torchcoinfer.theory.plan import PREDICTED_OF_ROW, CutPlan, LayerPlan, Plan
-from torchcoinfer.theory.solve_dual import DualState, bound_pairs, make_knapsacks, offer
+from torchcoinfer.theory.solve_dual import (
+    DualState,
+    Incumbent,
+    Knapsacks,
+    bound_pairs,
+    make_knapsacks,
+    offer,
+    relax_states,
+)
 from torchcoinfer.theory.solve_pair import finish_pair
 from torchcoinfer.theory.solve_problem import Choice, CutOption, Problem, build_problem
 from torchcoinfer.theory.solve_relax import least_violation, round_up
@@ -43,26 +51,40 @@ class Solution:
 
 
 def solve_table(table: Table, objective: str, limits: Mapping[str, float], gap: float) -> Solution | None:
-    """Least ``objective`` over all pairs of the table within ``limits``, to a relative gap; None:
-    impossible."""
-    knapsacks = make_knapsacks(table, objective, limits)
-    state = bound_pairs(knapsacks, gap)
-    if state.incumbent_items is None and limits:
-        found = least_violation(knapsacks, np.ones(len(limits)), 0.0, hopeless=1e-9)
-        if found.items is None or found.value > 0 or not offer(knapsacks, state, found.pair, found.items):
+    """Least ``objective`` over all pairs of the table within ``limits``, to a relative gap; None: impossible.
+
+    The states of a cut are first relaxed into one knapsack: mostly its plan is feasible in one of them, or
+    its
+    bound rules all of them out.
+    """
+    real, incumbent = make_knapsacks(table, objective, limits), Incumbent()
+    relaxed = relax_states(real)
+    outer, inner = DualState.start(relaxed, incumbent), DualState.start(real, incumbent)
+    bound_pairs(relaxed, outer, gap, np.arange(len(relaxed.members)))
+    if incumbent.items is None and limits:
+        found = least_violation(real, np.ones(len(limits)), 0.0, hopeless=1e-9)
+        if found.items is None or found.value > 0 or not offer(real, incumbent, found.pair, found.items):
             return None
-    for pair in np.argsort(state.bound, kind="stable"):
-        if state.bound[pair] < state.incumbent - gap * abs(state.incumbent):
-            finish_pair(knapsacks, state, int(pair), gap)
-    return _solution(table, state)
-
-
-def _solution(table: Table, state: DualState) -> Solution | None:
-    if state.incumbent_items is None:
+    for cut in np.argsort(outer.bound, kind="stable"):
+        if outer.bound[cut] < incumbent.target(gap):
+            finish_pair(relaxed, outer, int(cut), gap)
+        if outer.bound[cut] < incumbent.target(gap):
+            _finish_states(real, inner, relaxed.members[cut], outer.bound[cut], gap)
+            outer.bound[cut] = max(outer.bound[cut], inner.bound[relaxed.members[cut]].min())
+    if incumbent.items is None:
         return None
-    rows = table.evaluate(state.incumbent_pair, state.incumbent_items)
-    bound = min(state.incumbent, float(state.bound.min()))
-    return Solution(state.incumbent_pair, state.incumbent_items, state.incumbent, bound, rows)
+    bound = min(incumbent.value, float(outer.bound.min()))
+    rows = table.evaluate(incumbent.pair, incumbent.items)
+    return Solution(incumbent.pair, incumbent.items, incumbent.value, bound, rows)
+
+
+def _finish_states(real: Knapsacks, state: DualState, pairs: np.ndarray, bound: float, gap: float) -> None:
+    """The states of one cut, each on its own. ``bound``: what is known of all of them."""
+    state.bound[pairs] = bound
+    bound_pairs(real, state, gap, pairs)
+    for pair in pairs[np.argsort(state.bound[pairs], kind="stable")]:
+        if state.bound[pair] < state.incumbent.target(gap):
+            finish_pair(real, state, int(pair), gap)
 
 
 def _ceilings(problem: Problem, table: Table) -> dict[str, float]:

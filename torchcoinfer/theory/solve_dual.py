@@ -8,7 +8,7 @@ true lower bound; it is a sum of independent minima, so all pairs of all cuts ar
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -26,6 +26,8 @@ class Knapsacks:
         objective: [P, BASE], objective_constant: [P].
         rows: [P, R, BASE], divided by ``scale`` [R]; slack: [P, R] right sides left after the constants.
         limits: [R] right sides as given.
+        real, members: of a relaxation over states (``relax_states``): the knapsacks it relaxes, and their
+            pairs for each of its own; plans found here are offered there.
     """
 
     table: Table
@@ -37,6 +39,8 @@ class Knapsacks:
     slack: np.ndarray
     scale: np.ndarray
     limits: np.ndarray
+    real: Knapsacks | None = None
+    members: tuple[np.ndarray, ...] = ()
 
     def pair_costs(self, pair: int) -> tuple[np.ndarray, np.ndarray]:
         """Objective [G, I] and rows [R, G, I] of one pair; +inf marks padding in the objective."""
@@ -85,22 +89,64 @@ def chosen_totals(table: Table, pairs: np.ndarray, items: np.ndarray) -> np.ndar
     return totals
 
 
+def relax_states(knapsacks: Knapsacks) -> Knapsacks:
+    """One knapsack a cut, with the least of all states in every coefficient and constant: a lower bound of
+    each
+    of them (all base quantities are at least 0), and its plans are often feasible in one of them."""
+    table = knapsacks.table
+    cuts, first = np.unique(table.pair_cut, return_index=True)
+
+    def least(values: np.ndarray) -> np.ndarray:
+        return np.minimum.reduceat(values, first, axis=0)
+
+    relaxed = replace(
+        table,
+        pair_cut=cuts,
+        pair_state=np.zeros_like(cuts),
+        rows=least(table.rows),
+        constant=least(table.constant),
+    )
+    return replace(
+        knapsacks,
+        table=relaxed,
+        objective=least(knapsacks.objective),
+        objective_constant=least(knapsacks.objective_constant),
+        rows=least(knapsacks.rows),
+        slack=-least(-knapsacks.slack),
+        real=knapsacks,
+        members=tuple(np.flatnonzero(table.pair_cut == cut) for cut in cuts),
+    )
+
+
+@dataclass
+class Incumbent:
+    """The best plan so far over all pairs; ``pair`` counts in the real knapsacks."""
+
+    value: float = np.inf
+    pair: int = -1
+    items: np.ndarray | None = None
+
+    def target(self, gap: float) -> float:
+        """Bounds at or above it are good enough."""
+        return self.value - gap * abs(self.value) if np.isfinite(self.value) else np.inf
+
+
 @dataclass
 class DualState:
-    """Best known of every pair: ``bound`` [P] (objective units, constant included) and ``multipliers`` [P,
-    R];
-    and the incumbent over all pairs."""
+    """Best known of every pair: ``bound`` [P] (with the constant) and ``multipliers`` [P, R]."""
 
     bound: np.ndarray
     multipliers: np.ndarray
-    incumbent: float = np.inf
-    incumbent_pair: int = -1
-    incumbent_items: np.ndarray | None = None
+    incumbent: Incumbent
+
+    @classmethod
+    def start(cls, knapsacks: Knapsacks, incumbent: Incumbent) -> DualState:
+        pairs = len(knapsacks.table.pair_cut)
+        return cls(np.full(pairs, -np.inf), np.zeros((pairs, len(knapsacks.names))), incumbent)
 
 
-def _possible(knapsacks: Knapsacks) -> np.ndarray:
+def _possible(knapsacks: Knapsacks, pairs: np.ndarray) -> np.ndarray:
     """Pairs whose rows can each be met when the others are dropped."""
-    pairs = np.arange(len(knapsacks.table.pair_cut))
     for r in range(len(knapsacks.names)):
         least, _ = minimize_items(knapsacks.table, pairs, knapsacks.rows[pairs, r])
         pairs = pairs[least <= knapsacks.slack[pairs, r] + 1e-9]
@@ -110,8 +156,7 @@ def _possible(knapsacks: Knapsacks) -> np.ndarray:
 def _probe(
     knapsacks: Knapsacks, state: DualState, pairs: np.ndarray, m: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Evaluates the Lagrangian at ``m`` [pairs, R]; records bounds and feasible plans. Returns value and
-    slope."""
+    """The Lagrangian at ``m`` [pairs, R]: records bounds and feasible plans; returns value and slope."""
     weights = knapsacks.objective[pairs] + np.einsum("pr,prk->pk", m, knapsacks.rows[pairs])
     values, items = minimize_items(knapsacks.table, pairs, weights)
     totals = chosen_totals(knapsacks.table, pairs, items)
@@ -122,40 +167,52 @@ def _probe(
     state.multipliers[pairs[better]] = m[better]
     costs = np.einsum("pk,pk->p", knapsacks.objective[pairs], totals) + knapsacks.objective_constant[pairs]
     costs = np.where((slope <= 0).all(axis=1), costs, np.inf)
-    for k in np.argsort(costs, kind="stable")[:4]:
-        if costs[k] < state.incumbent:
-            offer(knapsacks, state, int(pairs[k]), items[k])
+    for k in np.argsort(costs, kind="stable")[:3]:
+        if costs[k] < state.incumbent.value:
+            offer(knapsacks, state.incumbent, int(pairs[k]), items[k])
     return values, slope
 
 
-def offer(knapsacks: Knapsacks, state: DualState, pair: int, items: np.ndarray) -> bool:
+def keeps_rows(knapsacks: Knapsacks, values: Mapping[str, float]) -> bool:
+    return all(values[name] <= limit for name, limit in zip(knapsacks.names, knapsacks.limits, strict=True))
+
+
+def offer(knapsacks: Knapsacks, incumbent: Incumbent, pair: int, items: np.ndarray) -> bool:
     """Makes a plan the incumbent if it is better and keeps every row, both recomputed in float64 from the
-    table."""
+    table.
+
+    A plan of a relaxation over states is tried in each state, the one with the least objective first.
+    """
+    if knapsacks.real is not None:
+        real, pairs = knapsacks.real, knapsacks.members[pair]
+        totals = chosen_totals(knapsacks.table, np.array([pair]), items[None])[0]
+        used, costs = (
+            real.rows[pairs] @ totals,
+            real.objective[pairs] @ totals + real.objective_constant[pairs],
+        )
+        fits = (used <= real.slack[pairs] + 1e-9 * np.maximum(1.0, np.abs(real.slack[pairs]))).all(axis=1)
+        order = np.argsort(costs, kind="stable")
+        return any(offer(real, incumbent, int(pairs[k]), items) for k in order if fits[k])
     values = knapsacks.table.evaluate(pair, items)
-    o = values[knapsacks.objective_name]
-    kept = all(values[name] <= limit for name, limit in zip(knapsacks.names, knapsacks.limits, strict=True))
-    if not kept or not o < state.incumbent:
+    value = values[knapsacks.objective_name]
+    if not value < incumbent.value or not keeps_rows(knapsacks, values):
         return False
-    state.incumbent, state.incumbent_pair, state.incumbent_items = o, pair, np.array(items)
+    incumbent.value, incumbent.pair, incumbent.items = value, pair, np.array(items)
     return True
 
 
-def bound_pairs(knapsacks: Knapsacks, gap: float) -> DualState:
-    """Bounds every pair until it is pruned by the incumbent or the steps are spent; impossible pairs get
-    +inf.
+def bound_pairs(knapsacks: Knapsacks, state: DualState, gap: float, pairs: np.ndarray) -> None:
+    """Bounds these pairs until the incumbent prunes them or the steps are spent; impossible pairs get +inf.
 
     First a common multiplier over 18 decades (finds plans and the right magnitude), then subgradient steps of
     Polyak's length towards the incumbent.
     """
-    pair_count, row_count = len(knapsacks.table.pair_cut), len(knapsacks.names)
-    state = DualState(np.full(pair_count, np.inf), np.zeros((pair_count, row_count)))
-    pairs = _possible(knapsacks)
-    if not len(pairs):
-        return state
-    state.bound[pairs] = -np.inf
+    row_count, possible = len(knapsacks.names), _possible(knapsacks, pairs)
+    state.bound[np.setdiff1d(pairs, possible)] = np.inf
+    pairs = possible
     _probe(knapsacks, state, pairs, np.zeros((len(pairs), row_count)))
     if row_count == 0:
-        return state
+        return
     unit = (
         np.abs(knapsacks.objective[pairs] @ np.abs(knapsacks.table.base).max(axis=(0, 1, 2)))[:, None]
         + 1e-300
@@ -163,18 +220,16 @@ def bound_pairs(knapsacks: Knapsacks, gap: float) -> DualState:
     pairs, unit = _keep_open(state, pairs, gap, unit)
     for exponent in range(-12, 7):
         if not len(pairs):
-            return state
+            return
         _probe(knapsacks, state, pairs, np.broadcast_to(unit * 10.0**exponent, (len(pairs), row_count)))
         pairs, unit = _keep_open(state, pairs, gap, unit)
     _subgradient(knapsacks, state, pairs, gap)
-    return state
 
 
 def _keep_open(
     state: DualState, pairs: np.ndarray, gap: float, *others: np.ndarray
 ) -> tuple[np.ndarray, ...]:
-    limit = state.incumbent - gap * abs(state.incumbent) if np.isfinite(state.incumbent) else np.inf
-    still = state.bound[pairs] < limit
+    still = state.bound[pairs] < state.incumbent.target(gap)
     return (pairs[still], *(other[still] for other in others))
 
 
@@ -192,8 +247,8 @@ def _subgradient(knapsacks: Knapsacks, state: DualState, pairs: np.ndarray, gap:
         step, stale = np.where(shrink, step / 2, step), np.where(shrink, 0, stale)
         m = np.where(shrink[:, None], state.multipliers[pairs], m)
         slope = np.where((m <= 0) & (slope < 0), 0.0, slope)
-        target = state.incumbent if np.isfinite(state.incumbent) else np.inf
-        reach = np.where(np.isfinite(target), target - values, 0.1 * np.abs(values))
+        known = np.isfinite(state.incumbent.value)
+        reach = state.incumbent.value - values if known else 0.1 * np.abs(values)
         length = step * np.maximum(reach, 0.0) / np.maximum((slope**2).sum(axis=1), 1e-300)
         m = np.maximum(m + length[:, None] * slope, 0.0)
         pairs, m, step, stale = _keep_open(state, pairs, gap, m, step, stale)

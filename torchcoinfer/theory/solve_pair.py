@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from torchcoinfer.theory.solve_dual import DualState, Knapsacks, offer
+from torchcoinfer.theory.solve_dual import DualState, Knapsacks, keeps_rows, offer
 from torchcoinfer.theory.solve_milp import relaxation_multipliers, solve_knapsack
 
 PARTIAL_LIMIT = 20_000  # partial plans kept by the exact enumeration before HiGHS takes over
@@ -60,8 +60,8 @@ def enumerate_core(
     rows: np.ndarray,
     slack: np.ndarray,
     room: float,
-) -> list[np.ndarray] | None:
-    """All plans within the rows whose reduced costs sum to at most ``room``, least first; None: too many.
+) -> np.ndarray | None:
+    """All plans [plans, G] within the rows whose reduced costs sum to at most ``room``; None: too many.
 
     Args:
         reduced: [G, I] >= 0, the Lagrangian's cost of leaving the best item of a decision; +inf: no item.
@@ -88,56 +88,59 @@ def enumerate_core(
             return None
     plans = np.empty_like(chosen)
     plans[:, order] = chosen
-    return [plans[k].astype(np.int64) for k in np.argsort(cost, kind="stable")]
+    return plans.astype(np.int64)
 
 
 def finish_pair(knapsacks: Knapsacks, state: DualState, pair: int, gap: float) -> None:
-    """Brings the bound of a pair within ``gap`` of the incumbent, or makes its optimum the incumbent."""
+    """Brings the bound of a pair within ``gap`` of the incumbent, or to the pair's own optimum."""
     objective, rows = knapsacks.pair_costs(pair)
     slack, constant = knapsacks.slack[pair], knapsacks.objective_constant[pair]
-    groups = np.arange(len(objective))
     m = relaxation_multipliers(objective, rows, slack)
     if m is None:
         state.bound[pair] = np.inf
         return
-    scores = np.tensordot(m, rows, 1) + objective
-    bound = float(scores.min(axis=1).sum() - m @ slack + constant)
+    scores, bound = _lagrangian(objective, rows, slack, m, constant)
     if bound < state.bound[pair]:
         m = state.multipliers[pair]
-        scores = np.tensordot(m, rows, 1) + objective
-        bound = float(scores.min(axis=1).sum() - m @ slack + constant)
+        scores, bound = _lagrangian(objective, rows, slack, m, constant)
     state.bound[pair], state.multipliers[pair] = max(bound, state.bound[pair]), m
-    start = repair(objective, rows, slack, scores.argmin(axis=1))
+    best = scores.argmin(axis=1)
+    start = repair(objective, rows, slack, best)
     if start is not None:
-        offer(knapsacks, state, pair, improve(objective, rows, slack, start))
-    target = state.incumbent - gap * abs(state.incumbent)
+        offer(knapsacks, state.incumbent, pair, improve(objective, rows, slack, start))
+    target = state.incumbent.target(gap)
     if bound >= target:
         return
-    reduced = scores - scores[groups, scores.argmin(axis=1)][:, None]
-    # what the float sums of the bound may have lost, so that no optimum is cut off by rounding
-    room = (
-        target - bound + 1e-12 * (abs(target) + np.abs(scores[np.isfinite(scores)]).max())
-        if np.isfinite(target)
-        else np.inf
-    )
+    reduced, room = scores - scores[np.arange(len(best)), best][:, None], np.inf
+    if np.isfinite(target):
+        # what the float sums of the bound may have lost, so that no optimum is cut off by rounding
+        room = target - bound + 1e-12 * (abs(target) + np.abs(scores[np.isfinite(scores)]).max())
     plans = enumerate_core(reduced, rows, slack, room)
     if plans is not None:
-        _offer_least(knapsacks, state, pair, plans, objective)
-        # every plan below the target has been seen
-        state.bound[pair] = max(bound, min(target, state.incumbent))
+        least = _offer_least(knapsacks, state, pair, plans, objective)
+        state.bound[pair] = max(bound, min(target, least))  # every plan below the target has been seen
         return
     _branch_and_bound(knapsacks, state, pair, gap, (objective, rows, slack), reduced <= room)
 
 
+def _lagrangian(
+    objective: np.ndarray, rows: np.ndarray, slack: np.ndarray, m: np.ndarray, constant: float
+) -> tuple[np.ndarray, float]:
+    scores = np.tensordot(m, rows, 1) + objective
+    return scores, float(scores.min(axis=1).sum() - m @ slack + constant)
+
+
 def _offer_least(
-    knapsacks: Knapsacks, state: DualState, pair: int, plans: list[np.ndarray], objective: np.ndarray
-) -> None:
-    """Offers plans in ascending objective until one keeps every row exactly."""
-    groups = np.arange(len(objective))
-    costs = np.array([objective[groups, plan].sum() for plan in plans])
+    knapsacks: Knapsacks, state: DualState, pair: int, plans: np.ndarray, objective: np.ndarray
+) -> float:
+    """Offers the least plan that keeps every row exactly; returns its objective, inf if there is none."""
+    costs = objective[np.arange(len(objective)), plans].sum(axis=1)
     for k in np.argsort(costs, kind="stable"):
-        if offer(knapsacks, state, pair, plans[k]):
-            return
+        values = knapsacks.table.evaluate(pair, plans[k])
+        if keeps_rows(knapsacks, values):
+            offer(knapsacks, state.incumbent, pair, plans[k])
+            return values[knapsacks.objective_name]
+    return np.inf
 
 
 def _branch_and_bound(
@@ -148,22 +151,23 @@ def _branch_and_bound(
     costs: tuple[np.ndarray, np.ndarray, np.ndarray],
     kept: np.ndarray,
 ) -> None:
+    """HiGHS on what is left; a plan that breaks a row when recomputed exactly is excluded, and HiGHS asked
+    again."""
     objective, rows, slack = costs
-    constant, excluded = knapsacks.objective_constant[pair], []
-    target = state.incumbent - gap * abs(state.incumbent)
-    magnitude = max(abs(state.incumbent if np.isfinite(state.incumbent) else state.bound[pair]) - 0.0, 1e-300)
-    if not np.isfinite(magnitude) or magnitude <= 1e-300:
-        magnitude = float(objective[np.isfinite(objective)].max()) or 1.0
+    constant, target = knapsacks.objective_constant[pair], state.incumbent.target(gap)
+    sizes = (
+        abs(state.incumbent.value),
+        abs(state.bound[pair]),
+        float(objective[np.isfinite(objective)].max()),
+    )
+    magnitude = next((size for size in sizes if np.isfinite(size) and size > 0), 1.0)
+    excluded: list[np.ndarray] = []
     while True:
         result = solve_knapsack(objective, rows, slack, kept, gap / 2, magnitude, excluded)
-        bound = result.bound + constant
-        if result.items is None:
-            state.bound[pair] = max(state.bound[pair], min(target, bound))
-            return
-        values = knapsacks.table.evaluate(pair, result.items)
-        if all(values[n] <= limit for n, limit in zip(knapsacks.names, knapsacks.limits, strict=True)):
-            offer(knapsacks, state, pair, result.items)
-            # plans above the target were cut off, so the bound proves nothing beyond it
-            state.bound[pair] = max(state.bound[pair], min(target, bound))
-            return
-        excluded.append(result.items)  # feasible within HiGHS' tolerance only
+        if result.items is None or keeps_rows(knapsacks, knapsacks.table.evaluate(pair, result.items)):
+            break
+        excluded.append(result.items)
+    if result.items is not None:
+        offer(knapsacks, state.incumbent, pair, result.items)
+    # items that lead above the target were left out, so the bound proves nothing beyond it
+    state.bound[pair] = max(state.bound[pair], min(target, result.bound + constant))

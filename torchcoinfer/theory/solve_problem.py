@@ -174,7 +174,7 @@ def build_problem(
         for bits, distortion in cut_curves.get(name, ()):
             if bits is not None and bits in search.cut_bits:
                 value = _check_distortion(f"tensor {name!r} at {bits} bits", distortion)
-                made.append(CutOption(bits, value, coded_bytes(tensor.shape, bits)))
+                made.append(CutOption(bits, value, coded_bytes(tensor.shape, bits, tensor.leading_dims)))
         made = made or [
             CutOption(None, 0.0, float_bytes(tensor.nbytes, len(tensor.shape)))
         ]  # an integer tensor is never coded
