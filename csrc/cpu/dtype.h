@@ -16,7 +16,11 @@ constexpr int64_t dtype_bytes(Dtype dtype) {
 struct Bfloat16 {
   uint16_t bits;
 };
+#if defined(__aarch64__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 13
+using Float16 = __fp16;  // g++ 12 for aarch64 does not know _Float16; the same bits, conversions and rounding
+#else
 using Float16 = _Float16;
+#endif
 
 inline float to_float(float value) {
   return value;
