@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchcoinfer import nn as packed_nn
 from torchcoinfer.errors import ArgumentError, BudgetExceeded
 from torchcoinfer.hooks import BudgetExceededWarning, ResourceMonitor
+from torchcoinfer.nn.halves import DeviceHalf
 from torchcoinfer.theory.budget import Budget
 
 
@@ -29,11 +30,11 @@ class Attention(nn.Module):
         return {"out": self.norm(self.proj(x) + y.transpose(1, 2).flatten(2)) * scale}
 
 
-class DeviceHalf(nn.Module):
-    """As split.py's: a flat module without submodules that returns what crosses the cut."""
+class FlatHalf(DeviceHalf):
+    """A device half with its graph written by hand: no submodules, aten ops, returns what crosses the cut."""
 
     def __init__(self):
-        super().__init__()
+        nn.Module.__init__(self)
         self.weight = nn.Parameter(torch.randn(8, 16))
 
     def forward(self, x):
@@ -47,7 +48,7 @@ MODELS = {
         (2, 4, 9, 9),
     ),
     "matmul": (lambda: Matmul(), (2, 3, 4)),
-    "half": (DeviceHalf, (3, 16)),
+    "half": (FlatHalf, (3, 16)),
     "linear": (lambda: nn.Linear(16, 4), (7, 16)),
 }
 

@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from torchcoinfer.errors import ArgumentError, BudgetExceeded
 from torchcoinfer.hooks.flops import FlopMode
 from torchcoinfer.hooks.rows import ModuleRow, table
+from torchcoinfer.nn.halves import DeviceHalf
 from torchcoinfer.theory.budget import Budget
 
 # torch leaves their fused path as soon as a hook or a function mode is near, and that moves the last bits
@@ -156,7 +157,7 @@ class ResourceMonitor:
         seen.working_bytes = max(seen.working_bytes, out_bytes + _tensor_bytes((args, kwargs)))
         if module is self.model and output is not None:  # None: the call has failed
             seen.run_seconds.append(seconds)
-            if is_device_half(module):
+            if isinstance(module, DeviceHalf):
                 seen.cut_bytes = out_bytes
             self._guard(seconds)
 
@@ -238,11 +239,6 @@ class ResourceMonitor:
             exceeded = [str(e) for e in self._exceeded(max(runs))]
             lines.append("budget: " + ("; ".join(exceeded) or "kept in every measured row"))
         return "\n".join(lines)
-
-
-def is_device_half(module: nn.Module) -> bool:
-    """Whether the module is the device half of a split model (of split.py, or loaded by store.py)."""
-    return type(module).__name__ == "DeviceHalf"
 
 
 def _hooked(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

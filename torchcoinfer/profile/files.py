@@ -146,6 +146,13 @@ def save_profile(profile: Profile, path: str | Path, role: str | None = None) ->
     return path
 
 
+def describe(profile: Profile) -> str:
+    """The profile's fields, one a line, as in a file; of the table of times its size."""
+    shown = {k: v for k, v in asdict(profile).items() if v is not None and k != "measured"}
+    entries = len(profile.measured) if isinstance(profile, DeviceProfile) else 0
+    return _toml(shown) + (f"\n# and {entries} measured times\n" if entries else "")
+
+
 def _toml(content: Mapping[str, Any]) -> str:
     """Flat values first, then one table for each mapping. JSON's strings and numbers are TOML's too."""
     flat = [

@@ -1,0 +1,115 @@
+"""The command line: fast help, one clear message for every error, and each command on a tiny model."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from torchcoinfer import cli
+
+
+def test_help_needs_no_torch():
+    program = (
+        "import sys\n"
+        "from torchcoinfer import cli\n"
+        "try: cli.main(['--help'])\n"
+        "except SystemExit as stop: assert stop.code == 0\n"
+        "assert not {'torch', 'numpy', 'scipy'} & set(sys.modules), sorted(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert all(f"\n  {name} " in done.stdout for name in cli.COMMANDS)
+
+
+@pytest.mark.parametrize("arguments", [[], ["--version"]])
+def test_help_and_version(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(arguments)
+    assert stop.value.code == 0
+    assert "torchcoinfer" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_has_help(name, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([name, "--help"])
+    assert stop.value.code == 0
+    assert cli.COMMANDS[name].summary in " ".join(capsys.readouterr().out.split())
+
+
+BAD = {
+    "unknown command": (["frobnicate"], ["invalid choice", "compress"]),
+    "unknown profile": (
+        ["profile", "raspi"],
+        ["ArgumentError", "'raspi'", "raspberry-pi-5", "wifi-5ghz", "local"],
+    ),
+    "profile file": (["profile", "nowhere.toml"], ["FormatError", "nowhere.toml"]),
+    "no budget": (["plan"], ["ArgumentError", "Budget"]),
+    "unit": (["plan", "--latency", "80 parsecs"], ["UnitError", "parsecs", "ms"]),
+    "bits": (["plan", "--latency", "1 s", "--bits", "2,x"], ["ArgumentError", "'2,x'", "2,3,4,8"]),
+    "model": (
+        ["plan", "--latency", "1 s", "--model", "/no/such/folder"],
+        ["ArgumentError", "/no/such/folder", "minilm"],
+    ),
+    "plan file": (["compress", "--plan", "no.json", "--output", "out"], ["ArgumentError", "no.json"]),
+    "saved folder": (["report", "/no/such/folder"], ["FormatError", "/no/such/folder"]),
+    "export folder": (["export", "/no/such/folder", "--output", "out"], ["FormatError", "/no/such/folder"]),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_errors_are_one_message_and_exit_code_2(name, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments, words = BAD[name]
+    try:
+        code = cli.main(arguments)
+    except SystemExit as stop:  # argparse's own
+        code = stop.code
+    message = capsys.readouterr().err
+    assert code == 2
+    assert all(word in message for word in words), message
+    assert "Traceback" not in message
+    assert not list(tmp_path.iterdir())
+
+
+def test_profile_lists_shows_and_saves(capsys, tmp_path):
+    assert cli.main(["profile"]) == 0
+    assert "raspberry-pi-5" in capsys.readouterr().out
+    saved = tmp_path / "link.toml"
+    assert cli.main(["profile", "lte", "--save", str(saved)]) == 0
+    assert "uplink_bps = 10000000.0" in capsys.readouterr().out
+    assert cli.main(["profile", str(saved)]) == 0
+    assert "Huang" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("tiny")
+    config = transformers.ViTConfig(
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=64,
+        image_size=32,
+        patch_size=8,
+    )
+    transformers.ViTModel(config, add_pooling_layer=False).save_pretrained(folder)
+    return folder
+
+
+def test_plan_compress_export_report(model_folder, tmp_path, capsys):
+    common = ["--model", str(model_folder), "--server", "laptop-4core", "--quiet", "--bits", "4,8"]
+    plan, saved, files = tmp_path / "plan.json", tmp_path / "saved", tmp_path / "files"
+    assert cli.main(["plan", *common, "--latency", "1 s", "--cut", "device", "--output", str(plan)]) == 0
+    assert json.loads(plan.read_text())["cut"]["name"] == "device"
+    assert cli.main(["compress", *common, "--plan", str(plan), "--output", str(saved)]) == 0
+    assert (saved / "plan.json").is_file()
+    assert cli.main(["report", str(saved), "--html", str(tmp_path / "page.html")]) == 0
+    assert "<html" in (tmp_path / "page.html").read_text().lower()
+    assert cli.main(["export", str(saved), "--output", str(files)]) == 0
+    assert len(list(files.iterdir())) == 2
+    capsys.readouterr()
+    assert cli.main(["compress", *common, "--latency", "1 ns", "--output", str(tmp_path / "never")]) == 2
+    assert "InfeasibleBudget" in capsys.readouterr().err
+    assert not (tmp_path / "never").exists()
