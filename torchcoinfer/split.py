@@ -13,7 +13,7 @@ from torchcoinfer.nn.callspec import dtype_name
 from torchcoinfer.nn.halves import Crossing, DeviceHalf, ServerHalf
 from torchcoinfer.theory.graph import Cut, cut_from_tensors
 from torchcoinfer.theory.plan import CutPlan
-from torchcoinfer.trace import Traced
+from torchcoinfer.trace import Traced, coded_leading_dims
 
 SIZES = "sizes"  # name of the tensor without elements whose shape carries sizes that no other tensor has
 _SIZE = torch.ops.aten.sym_size.int
@@ -43,26 +43,6 @@ def split(traced: Traced, cut: CutPlan | Cut) -> tuple[DeviceHalf, ServerHalf]:
         ) from error  # fmt: skip
     halves = _Halves(traced, found, bits)
     return halves.device(), halves.server()
-
-
-def coded_leading_dims(value: Tensor) -> int | None:
-    """How many leading dims a coded tensor keeps, one scale for each index of them; None: it cannot be coded.
-
-    Tokens [B, ..., C]: all but the last. Feature maps [B, C, H, W] of fixed height and width: two, a scale
-    per sample and channel, as long as 64 values share it; else one, a scale per sample. What follows the
-    leading dims must be static.
-
-    Args:
-        value: the tensor, with symbolic sizes where they may vary.
-    """
-    if value.dtype not in (torch.float32, torch.float16, torch.bfloat16) or value.dim() < 2:
-        return None
-    static = [isinstance(size, int) for size in value.shape]
-    if not static[-1]:
-        return None
-    if value.dim() < 4 or not all(static[1:]):
-        return value.dim() - 1
-    return 2 if value.shape[2:].numel() >= 64 else 1
 
 
 class _Halves:
@@ -232,12 +212,12 @@ def _decode(graph: fx.Graph, parts: list[fx.Node], tensor: Crossing) -> fx.Node:
 
 
 def _module(owner: nn.Module, graph: fx.Graph, name: str) -> fx.GraphModule:
-    """The graph with the tensors that it reads: same memory, own Parameter objects that need no gradient."""
+    """The graph with the tensors that it reads, all of them buffers, in the memory that they have."""
     for node in graph.nodes:
         node.meta = {}
     module = fx.GraphModule(owner, graph, name)
-    for path, parameter in list(module.named_parameters()):
+    for path, parameter in list(module.named_parameters(remove_duplicate=False)):
         holder, _, leaf = path.rpartition(".")
-        fixed = nn.Parameter(parameter.detach(), requires_grad=False)
-        module.get_submodule(holder)._parameters[leaf] = fixed
+        del module.get_submodule(holder)._parameters[leaf]
+        module.get_submodule(holder).register_buffer(leaf, parameter.detach())
     return module

@@ -1,10 +1,10 @@
 """fx graphs as plain JSON: readable, diffable, and loadable without running anything that a file names.
 
-``{"version": 1, "nodes": [[name, op, target, args, kwargs], ...]}``. ``op`` is "input", "tensor" (target: the name of
-a stored tensor), "call" or "output". A call's target is ``"aten::add.Tensor"`` (an overload of a registered
-op) or ``"operator.mul"`` (a function of the short list below). Arguments: null, booleans, integers, floats
-and strings as they are; lists as lists; everything else as ``{kind: value}`` with kind one of "node",
-"tuple", "slice", "float" (inf, nan), "dtype", "device", "layout", "memory_format".
+``{"version": 1, "nodes": [[name, op, target, args, kwargs], ...]}``. ``op`` is "input", "tensor" (target: the
+name of a stored tensor), "call" or "output". A call's target is ``"aten::add.Tensor"`` (an overload of a
+registered op) or ``"operator.mul"`` (a function of the short list below). Arguments: null, booleans,
+integers, floats and strings as they are; lists as lists; everything else as ``{kind: value}`` with kind one
+of "node", "tuple", "slice", "float" (inf, nan), "dtype", "device", "layout", "memory_format".
 
 Worked example: ``y = x + 1`` is ::
 

@@ -89,7 +89,7 @@ class Half(nn.Module):
         return tuple(spec.name for spec in self.sent)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Pickling an fx module traces its code anew, which fails on lists of sizes: the graph goes as data."""
+        """The graph as data: fx would pickle code and trace it anew, which fails on lists of sizes."""
         state = dict(self.__dict__)
         modules = dict(state["_modules"])
         graph_module = modules.pop("graph_module")
@@ -103,13 +103,26 @@ class Half(nn.Module):
         super().__setstate__(state)
         self.graph_module = decode_graph(graph, tensors, type(self).__name__)
 
+    def _computed_dtypes(self) -> set[torch.dtype]:
+        """Floating dtypes of inputs, outputs and stored tensors; packed weights keep their own."""
+        stored = stored_tensors(self.graph_module)
+        plain = {
+            node.target
+            for node in self.graph_module.graph.nodes
+            for user in node.users
+            if node.op == "get_attr" and getattr(user.target, "namespace", "") != "torchcoinfer"
+        }
+        dtypes = {getattr(torch, spec.dtype) for spec in (*self.call.inputs, *self.crossing)}
+        dtypes |= {stored[name].dtype for name in plain}
+        return {dtype for dtype in dtypes if dtype.is_floating_point}
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         """Moves between devices, graph included. Dtypes are part of the graph and stay.
 
         Raises:
             ArgumentError: another floating dtype is asked for.
         """
-        for dtype in {t.dtype for t in self.parameters() if t.is_floating_point()}:
+        for dtype in self._computed_dtypes():
             if fn(torch.empty(0, dtype=dtype)).dtype != dtype:
                 raise ArgumentError(
                     "a half computes in the dtype it was traced with", got="a conversion of its dtype",

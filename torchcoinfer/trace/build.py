@@ -120,7 +120,33 @@ class GraphBuilder:
     def _tensor(self, name: str, node: fx.Node) -> planner.Tensor:
         value = node.meta["val"]
         shape = self._shape(value)
-        return planner.Tensor(name, shape, dtype_name(value.dtype), math.prod(shape) * value.element_size())
+        return planner.Tensor(
+            name,
+            shape,
+            dtype_name(value.dtype),
+            math.prod(shape) * value.element_size(),
+            coded_leading_dims(value),
+        )
+
+
+def coded_leading_dims(value: Tensor) -> int | None:
+    """How many leading dims a coded tensor keeps, one scale for each index of them; None: it cannot be coded.
+
+    Tokens [B, ..., C]: all but the last. Feature maps [B, C, H, W] of fixed height and width: two, a scale
+    per sample and channel, as long as 64 values share it; else one, a scale per sample. What follows the
+    leading dims must be static.
+
+    Args:
+        value: the tensor, with symbolic sizes where they may vary.
+    """
+    if value.dtype not in (torch.float32, torch.float16, torch.bfloat16) or value.dim() < 2:
+        return None
+    static = [isinstance(size, int) for size in value.shape]
+    if not static[-1]:
+        return None
+    if value.dim() < 4 or not all(static[1:]):
+        return value.dim() - 1
+    return 2 if value.shape[2:].numel() >= 64 else 1
 
 
 def concrete_size(size: int | torch.SymInt, sizes: Mapping[sympy.Symbol, sympy.Integer]) -> int:
