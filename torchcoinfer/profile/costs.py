@@ -90,14 +90,14 @@ def _cases(graph: Graph, options: Iterable[Option] | Mapping[str, Iterable[Optio
 
 def _call(case: _Case, traced: TracedModel) -> Callable[[], Any]:
     like = traced.model.get_submodule(_owner(case.unit))
-    example = traced.graph.tensors[case.unit.inputs[0]]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         if case.unit.kind == "embedding":
             module: nn.Module = nn.Embedding(case.layer.rows, case.layer.columns)
             x = torch.randint(0, case.layer.rows, (case.tokens,))
         elif case.unit.kind == "conv2d":
-            module, x = _conv_like(like), torch.randn(example.shape)
+            pictures = traced.graph.tensors[case.unit.inputs[0]].shape
+            module, x = _conv_like(like), torch.randn(pictures)
         else:
             module = nn.Linear(case.layer.columns, case.layer.rows)
             x = torch.randn(case.tokens, case.layer.columns)
