@@ -4,7 +4,7 @@
 
 #include <functional>
 
-#include "cpu/activations.h"
+#include "cpu/rows.h"
 
 namespace torchcoinfer {
 

@@ -1,4 +1,4 @@
-#include "cpu/activations.h"
+#include "cpu/rows.h"
 
 #include <algorithm>
 #include <cstring>
