@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model", default="minilm", help="minilm, torchvision:<name>, a Hugging Face id or a folder"
     )
     parser.add_argument(
-        "--output", default="torchcoinfer-demo", help="folder for plan.json, both halves, report.html"
+        "--output", default="demo_output", help="folder for plan.json, both halves, report.html"
     )
     parser.add_argument(
         "--fast", action="store_true", help="a small search and little data, for a quick look"
@@ -81,7 +81,7 @@ def main(arguments: argparse.Namespace) -> int:
     for note in loaded.notes:
         _say(f"note: {note}")
     task = tasks.task_for(loaded, fast=arguments.fast)
-    result = compress(loaded.model, task, demo_budget(sizes), arguments.fast)
+    result = compress(loaded.model, task, demo_budget(sizes, task), arguments.fast)
     uniform = pipeline.apply_plan(
         loaded.model,
         uniform_plan(result.plan, sizes),
@@ -122,16 +122,12 @@ def weight_shapes(model: nn.Module) -> dict[str, tuple[int, int]]:
     return shapes
 
 
-def demo_budget(sizes: dict[str, tuple[int, int]]) -> Budget:
-    """Memory of uniform 4-bit weights, divided; latency and energy that the Raspberry Pi can meet.
-
-    Latency and energy grow with the model: 150 ms and 0.9 J up to 30 M weights, in proportion above.
-    """
+def demo_budget(sizes: dict[str, tuple[int, int]], task: tasks.Task) -> Budget:
+    """The memory of uniform 4-bit weights, divided between both sides; the task's latency and energy."""
     total = sum(packed_bytes(_UNIFORM, rows, columns) for rows, columns in sizes.values())
-    scale = max(1.0, sum(rows * columns for rows, columns in sizes.values()) / 30e6)
     return Budget(
-        latency=0.15 * scale,
-        energy=0.9 * scale,
+        latency=task.latency_s,
+        energy=task.energy_j,
         device_memory=DEVICE_SHARE * total,
         server_memory=(1.0 - DEVICE_SHARE) * total,
     )

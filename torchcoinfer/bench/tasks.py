@@ -36,6 +36,7 @@ class Task:
         example_inputs: one run of the workload.
         calibration, validation: batches of the calibration half, disjoint.
         judged: what the judging half is, in words.
+        latency_s, energy_j: ceilings of one run that a small device can just meet.
         score: (model, label of the progress bar) -> score.
         row: (score, score of the original) -> columns of the quality table.
     """
@@ -46,6 +47,8 @@ class Task:
     judged: str
     score: Callable[[Callable[..., Any], str], Any]
     row: Callable[[Any, Any], Row]
+    latency_s: float
+    energy_j: float
 
 
 def task_for(loaded: LoadedModel, *, fast: bool = False, progress: bool = True) -> Task:
@@ -71,7 +74,15 @@ def text_task(loaded: LoadedModel, *, fast: bool, progress: bool) -> Task:
     # the demo's workload: one text of 32 tokens
     text = " ".join(pair.document for pair in calibration[:16])
     _, example = next(retrieval.token_batches(loaded.tokenizer, [text], 1, 32))
-    common = {"example_inputs": example, "calibration": batches[::2], "validation": batches[1::2]}
+    # what all-MiniLM-L6-v2 (22.6 M parameters) needs; a larger encoder gets more in proportion
+    scale = max(1.0, sum(parameter.numel() for parameter in loaded.model.parameters()) / 22.6e6)
+    common = {
+        "example_inputs": example,
+        "calibration": batches[::2],
+        "validation": batches[1::2],
+        "latency_s": 0.02 * scale,
+        "energy_j": 0.08 * scale,
+    }
     judging = judging[: 160 if fast else 2000]
     if isinstance(loaded.model, SentenceEmbedder):
         queries, documents = [pair.query for pair in judging], [pair.document for pair in judging]
@@ -111,7 +122,7 @@ def picture_task(*, fast: bool, progress: bool) -> Task:
     calibration, validation = [(batch,) for batch in seen[::2]], [(batch,) for batch in seen[1::2]]
     score = _output_score([(batch,) for batch in held_out], progress)
     judged = f"{len(crops) - half} crops of sample pictures that calibration has not seen"
-    return Task(example, calibration, validation, judged, score, _output_row)
+    return Task(example, calibration, validation, judged, score, _output_row, latency_s=0.2, energy_j=1.2)
 
 
 def _sample_pictures() -> list[np.ndarray]:
@@ -155,7 +166,7 @@ def random_task(model: torch.nn.Module) -> Task:
     example = default_inputs(model)
     batches = [_jittered(example, seed) for seed in range(24)]
     score = _output_score(batches[16:], progress=False)
-    return Task(example, batches[:8], batches[8:16], "8 random inputs", score, _output_row)
+    return Task(example, batches[:8], batches[8:16], "8 random inputs", score, _output_row, 1.0, 5.0)
 
 
 def _jittered(inputs: Batch, seed: int) -> Batch:

@@ -22,6 +22,7 @@ DEVICE, SERVER, LINK = "#0f766e", "#6366f1", "#d97706"  # teal, indigo, amber: t
 INK, PALE, GRAY = "#1f2937", "#cbd5e1", "#94a3b8"
 _SIDE_COLOR = {"device": DEVICE, "server": SERVER, "both": LINK}
 _RATE_LABEL = "bits per weight, scales and indices counted"
+_SHOWN_BITS = 12.0  # beyond it only tiny padded layers and uncompressed ones; they would squeeze the rest
 _FONT = ["DejaVu Sans"]
 
 Curves = Mapping[str, Sequence[Mapping[str, Any]]]
@@ -62,13 +63,16 @@ def bits_per_layer(plan: Plan, weight_numel: Mapping[str, int]) -> Figure:
     ]
     figure, axes = _figure(8.6, max(1.6, 0.19 * len(names) + 0.7))
     rows = np.arange(len(names))
-    axes.barh(rows, widths, color=[_SIDE_COLOR[layer.side] for layer in layers], height=0.72)
+    widest = max([width for width in widths if width <= _SHOWN_BITS], default=max(widths))
+    shown = np.minimum(widths, 1.04 * widest)
+    axes.barh(rows, shown, color=[_SIDE_COLOR[layer.side] for layer in layers], height=0.72)
     for row, width, layer in zip(rows, widths, layers):
         told = f"{width:.2f}" + (f"  {100 * layer.sparsity:.0f} % pruned" if layer.sparsity else "")
-        axes.text(width + 0.01 * max(widths), row, told, va="center", fontsize=7, color=INK)
+        told += "  as it is" if layer.format == "float" else ""
+        axes.text(shown[row] + 0.01 * widest, row, told, va="center", fontsize=7, color=INK)
     axes.set_yticks(rows, [shorten(name) for name in names], fontsize=7)
     axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.set_xlim(0, 1.16 * max(widths))
+    axes.set_xlim(0, 1.2 * widest)
     axes.set_xlabel(_RATE_LABEL, fontsize=8, color=INK)
     for side in dict.fromkeys(layer.side for layer in layers):
         axes.barh([0], [0], color=_SIDE_COLOR[side], label=side)
@@ -82,7 +86,7 @@ def weight_distortion(curves: Curves) -> Figure:
     options = _points(curves, "scaled_l1")
     axes.scatter(*_columns(options, chosen=False), s=8, color=GRAY, lw=0, label="options measured")
     axes.scatter(*_columns(options, chosen=True), s=22, color=DEVICE, lw=0, label="chosen", zorder=3)
-    top = max([bits for bits, _, _ in options if bits <= 12], default=8.0)
+    top = max([bits for bits, _, _ in options if bits <= _SHOWN_BITS], default=8.0)
     rates = np.linspace(0.5, top + 0.5, 200)
     axes.plot(rates, laplacian_distortion(rates), color=INK, lw=1.4, label="floor, $2^{-b}$")
     coded = rates[rates > 1.0]
@@ -101,11 +105,12 @@ def output_distortion(curves: Curves) -> Figure:
     figure, axes = _figure(8.6, 3.7)
     for options in curves.values():
         scored = [(p["bits_per_weight"], p["distortion"]) for p in options if p.get("distortion")]
-        if scored:
+        if scored and min(scored)[0] <= _SHOWN_BITS:
             axes.plot(*zip(*_front(scored)), color=PALE, lw=0.9, zorder=1)
     chosen = _columns(_points(curves, "distortion"), chosen=True)
     axes.scatter(*chosen, s=22, color=DEVICE, lw=0, label="chosen", zorder=3)
     axes.plot([], [], color=PALE, label="a layer's best options")
+    axes.set_xlim(right=min(_SHOWN_BITS, axes.get_xlim()[1]))
     axes.set_yscale("log")
     axes.set_xlabel(_RATE_LABEL, fontsize=8, color=INK)
     axes.set_ylabel("relative output error of the layer alone", fontsize=8, color=INK)
