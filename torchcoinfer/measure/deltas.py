@@ -34,11 +34,12 @@ class WeightDelta:
 
     @classmethod
     def of(cls, option: Option, change: Tensor, rows: Tensor | None, exact: bool) -> WeightDelta:
-        kept = change if rows is None else change[rows]
+        """``change`` [R, K] of the rows ``rows``; kept as it is, or in eight bits."""
         if exact:
-            return cls(option, kept.contiguous(), None, rows)
-        scale = kept.abs().amax(1, keepdim=True).clamp_min(torch.finfo(kept.dtype).tiny) / 127
-        return cls(option, (kept / scale).round_().to(torch.int8), scale, rows)
+            return cls(option, change, None, rows)
+        smallest = torch.finfo(change.dtype).tiny * 127
+        scale = change.abs().amax(1, keepdim=True).clamp_min(smallest) / 127
+        return cls(option, (change / scale).round_().to(torch.int8), scale, rows)
 
     def dense(self, dtype: torch.dtype) -> Tensor:
         if self.scale is None:

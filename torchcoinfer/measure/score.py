@@ -38,8 +38,8 @@ class Measured:
     Attributes:
         distortion: E_l(o), relative output error (theory.md §2).
         distortion_se: standard error of that estimate, over samples.
-        weight_l1: mean |ŵ − w|.
-        weight_mse: mean (ŵ − w)².
+        weight_l1: mean |ŵ − w|; of an embedding, over the rows that the data read.
+        weight_mse: mean (ŵ − w)², likewise.
     """
 
     option: Option
@@ -102,7 +102,8 @@ def score_options(
     data = statistics.batches if batches is None else batches
     tape = Tape(traced, statistics.judge, dict(replacements or {}))
     # rows that calibration has not read may be read by other data: then all rows are kept
-    row_counts = statistics.row_counts if batches is None else {}
+    known = {id(batch) for batch in statistics.batches}
+    row_counts = statistics.row_counts if all(id(batch) in known for batch in data) else {}
     scorer = _LayerScorer(tape, row_counts, options, weights, working_set_bytes)
     samples = sum(batch_size(batch) for batch in data)
     scale = statistics.judge.factor / (samples * statistics.signal)
@@ -194,18 +195,19 @@ class _LayerScorer:
         found: dict[str, list[WeightDelta]] = {}
         for layer, choices in part.pairs.items():
             weight = self.tape.interpreter.weight(layer)
-            wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
+            rows = self.rows.get(layer)
+            kept = weight if rows is None else weight[rows]
+            kept = kept.to(torch.promote_types(weight.dtype, torch.float32))
             for option in choices:
                 compressed, where = self.weights(layer, option), f"weights({layer!r}, {option})"
                 if compressed.shape != weight.shape:
                     raise ArgumentError(where, got=tuple(compressed.shape), expected=str(tuple(weight.shape)))
-                change = compressed.detach().to(wide.dtype) - wide
+                change = (compressed if rows is None else compressed[rows]).detach().to(kept.dtype) - kept
                 l1, mse = float(change.abs().mean()), float(change.square().mean())
                 if not mse < float("inf"):
                     raise ArgumentError(where, got="NaN or Inf", expected="finite weights")
                 self.sizes[layer, option] = (l1, mse)
-                delta = WeightDelta.of(option, change, self.rows.get(layer), self.exact)
-                found.setdefault(layer, []).append(delta)
+                found.setdefault(layer, []).append(WeightDelta.of(option, change, rows, self.exact))
         return found
 
     def layer_response(

@@ -6,6 +6,7 @@ is changed, and no ``grad`` is accumulated.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -177,7 +178,9 @@ class Rademacher:
     def __call__(self, judged: Tensor, probes: int, samples: Sequence[int]) -> Tensor:
         drawn = []
         for sample in samples:
-            generator = torch.Generator().manual_seed((self.seed << 32) + sample)
+            # torch's CPU generator reads 32 bits of its seed: shifting one number above the other would lose it
+            own_seed = zlib.crc32(f"{self.seed}:{sample}".encode())
+            generator = torch.Generator().manual_seed(own_seed)
             bits = torch.randint(0, 2, (probes, *judged.shape[1:]), generator=generator, dtype=torch.int8)
             drawn.append(bits)
         return torch.stack(drawn, 1).to(device=judged.device, dtype=judged.dtype).mul_(2).sub_(1)
