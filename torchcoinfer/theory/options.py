@@ -66,10 +66,9 @@ def packed_bytes(option: Option, rows: int, columns: int, float_bytes: int = 4) 
     bits = option.bits
     if option.format == "2:4":
         return blocks * tiles * (64 + 32 * bits) + scale_bytes
-    chunks = 0
-    for block in range(blocks):
-        rows_in_block = min(BLOCK_ROWS, rows - block * BLOCK_ROWS)
-        chunks += ceil_div(kept_per_block(rows_in_block, columns, option.sparsity), CHUNK)
+    full, tail_rows = divmod(rows, BLOCK_ROWS)
+    chunks = full * ceil_div(kept_per_block(BLOCK_ROWS, columns, option.sparsity), CHUNK)
+    chunks += ceil_div(kept_per_block(tail_rows, columns, option.sparsity), CHUNK)
     mask_bytes, offset_bytes = blocks * tiles * 8 * 8, (blocks + 1) * 4
     return chunks * CHUNK * bits // 8 + mask_bytes + offset_bytes + scale_bytes
 

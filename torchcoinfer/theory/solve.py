@@ -121,7 +121,7 @@ def _infeasible(
         limits = {**ceilings, **rows}
         knapsacks = make_knapsacks(table, "latency", {name: limits[name] for name in names})
         relaxed = np.array([name in rows for name in names], dtype=np.float64)
-        found = least_violation(knapsacks, relaxed, min(gap, 1e-6))
+        found = least_violation(knapsacks, relaxed, gap)
         scale = dict(zip(knapsacks.names, knapsacks.scale, strict=True))
         reached = table.evaluate(found.pair, found.items) if found.items is not None else {}
         values = {n: round_up(max(v + found.value * scale[n], reached.get(n, 0.0))) for n, v in rows.items()}

@@ -8,6 +8,7 @@ from torchcoinfer.theory.solve_dual import DualState, Knapsacks, keeps_rows, off
 from torchcoinfer.theory.solve_milp import relaxation_multipliers, solve_knapsack
 
 PARTIAL_LIMIT = 20_000  # partial plans kept by the exact enumeration before HiGHS takes over
+CORE_LIMIT = 60_000  # combinations tried at once in search of a good plan
 EXCHANGES = 400
 
 
@@ -53,6 +54,43 @@ def improve(objective: np.ndarray, rows: np.ndarray, slack: np.ndarray, items: n
         used = used + rows[:, g, i] - rows[:, g, items[g]]
         items[g] = i
     return items
+
+
+def core_plan(
+    reduced: np.ndarray, objective: np.ndarray, rows: np.ndarray, slack: np.ndarray, room: float
+) -> np.ndarray | None:
+    """The best plan that leaves the Lagrangian's choice only for the items of least reduced cost.
+
+    Items enter in ascending reduced cost, at most ``room``, while their combinations number ``CORE_LIMIT``.
+    """
+    base, groups = reduced.argmin(axis=1), np.arange(len(reduced))
+    core: dict[int, list[int]] = {}
+    count = 1
+    for flat in np.argsort(reduced, axis=None, kind="stable"):
+        g, i = divmod(int(flat), reduced.shape[1])
+        if reduced[g, i] > room:
+            break
+        if i == base[g]:
+            continue
+        size = len(core.get(g, ())) + 1
+        if count // size * (size + 1) > CORE_LIMIT:
+            break
+        count = count // size * (size + 1)
+        core.setdefault(g, []).append(i)
+    cost, used, picks = np.zeros(1), rows[:, groups, base].sum(axis=1)[None], []
+    for g, items in core.items():
+        own = np.array([base[g], *items])
+        cost = (cost[:, None] + objective[g, own] - objective[g, base[g]]).ravel()
+        used = (used[:, None, :] + (rows[:, g, own] - rows[:, g, base[g]][:, None]).T).reshape(-1, len(rows))
+        picks.append((g, own))
+    cost = np.where((used <= slack).all(axis=1), cost, np.inf)
+    best = int(cost.argmin())
+    if not np.isfinite(cost[best]):
+        return None
+    plan = base.copy()
+    for (g, own), k in zip(picks, np.unravel_index(best, [len(own) for _, own in picks]), strict=True):
+        plan[g] = own[k]
+    return plan
 
 
 def enumerate_core(
@@ -115,6 +153,11 @@ def finish_pair(knapsacks: Knapsacks, state: DualState, pair: int, gap: float) -
     if np.isfinite(target):
         # what the float sums of the bound may have lost, so that no optimum is cut off by rounding
         room = target - bound + 1e-12 * (abs(target) + np.abs(scores[np.isfinite(scores)]).max())
+    plan = core_plan(reduced, objective, rows, slack, room)
+    if plan is not None and offer(knapsacks, state.incumbent, pair, improve(objective, rows, slack, plan)):
+        target = state.incumbent.target(gap)
+        if bound >= target:
+            return
     plans = enumerate_core(reduced, rows, slack, room)
     if plans is not None:
         least = _offer_least(knapsacks, state, pair, plans, objective)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from torchcoinfer.theory.solve_dual import Knapsacks, chosen_totals, minimize_items
+from torchcoinfer.theory.solve_dual import Knapsacks, chosen_totals, minimize_items, relax_states
 from torchcoinfer.theory.solve_milp import solve_violation
 
 STEPS = 60
@@ -50,49 +50,86 @@ def least_violation(
 ) -> Violation:
     """Least v over all pairs to an absolute gap; v = 0 means that the limits themselves can be kept.
 
-    Bounds all pairs at once by the Lagrangian with multipliers on the simplex (for any such m, the least of
-    ``m . (rows - slack)`` is a lower bound of v), then finishes the pairs that are still open with HiGHS.
+    As in ``solve``, each cut's states are relaxed into one knapsack first. All pairs are bounded at once by
+    the
+    Lagrangian with multipliers on the simplex (for any such m, the least of ``m . (rows - slack)`` is a lower
+    bound of v); those still open go to HiGHS.
 
     Args:
         relaxed: [R] of 0 and 1; rows with 0 (a machine's own memory) may not be relaxed.
         hopeless: pairs that are proven above it are given up (to ask only whether v = 0 is possible).
     """
-    best = Violation(math.inf, -1, None)
-    pairs = np.arange(len(knapsacks.table.pair_cut))
-    bound = np.zeros(len(pairs))
+    best, outer = Violation(math.inf, -1, None), relax_states(knapsacks)
+
+    def still_open(bound: float) -> bool:
+        return best.value > 0 and bound < best.value - gap and bound <= hopeless
+
+    bound = np.zeros(len(outer.members))
+    _bound_violations(outer, relaxed, best, bound, np.arange(len(bound)), gap, hopeless)
+    for cut in np.argsort(bound, kind="stable"):
+        if still_open(bound[cut]):
+            bound[cut] = max(bound[cut], _finish_violation(outer, relaxed, best, int(cut), gap))
+        if still_open(bound[cut]):
+            pairs = outer.members[cut]
+            inner = np.zeros(len(knapsacks.table.pair_cut))
+            inner[pairs] = bound[cut]
+            _bound_violations(knapsacks, relaxed, best, inner, pairs, gap, hopeless)
+            for pair in pairs[np.argsort(inner[pairs], kind="stable")]:
+                if still_open(inner[pair]):
+                    _finish_violation(knapsacks, relaxed, best, int(pair), gap)
+    return best
+
+
+def _offer(knapsacks: Knapsacks, relaxed: np.ndarray, best: Violation, pair: int, items: np.ndarray) -> None:
+    real, pairs = (knapsacks, [pair]) if knapsacks.real is None else (knapsacks.real, knapsacks.members[pair])
+    totals = chosen_totals(knapsacks.table, np.array([pair]), items[None])[0]
+    over = (real.rows[pairs] @ totals - real.slack[pairs]).max(axis=1)
+    for k in np.argsort(over, kind="stable")[:3]:
+        value = _exact_violation(real, relaxed, int(pairs[k]), items)
+        if value < best.value:
+            best.value, best.pair, best.items = value, int(pairs[k]), items.copy()
+
+
+def _bound_violations(
+    knapsacks: Knapsacks,
+    relaxed: np.ndarray,
+    best: Violation,
+    bound: np.ndarray,
+    pairs: np.ndarray,
+    gap: float,
+    hopeless: float,
+) -> None:
+    """Raises ``bound`` of ``pairs`` by subgradient steps on the multipliers, and improves ``best`` on the
+    way."""
     m = np.tile(relaxed / max(relaxed.sum(), 1.0), (len(pairs), 1))
     for step in range(STEPS if relaxed.any() else 0):
-        values, items = minimize_items(
-            knapsacks.table, pairs, np.einsum("pr,prk->pk", m, knapsacks.rows[pairs])
-        )
-        bound[pairs] = np.maximum(bound[pairs], values - (m * knapsacks.slack[pairs]).sum(axis=1))
+        if not len(pairs) or best.value <= 0:
+            return
+        weights = np.einsum("pr,prk->pk", m, knapsacks.rows[pairs])
+        values, items = minimize_items(knapsacks.table, pairs, weights)
+        values = values - (m * knapsacks.slack[pairs]).sum(axis=1)
+        bound[pairs] = np.maximum(bound[pairs], values)
         totals = chosen_totals(knapsacks.table, pairs, items)
         over = np.einsum("prk,pk->pr", knapsacks.rows[pairs], totals) - knapsacks.slack[pairs]
-        for k in np.argsort(over.max(axis=1), kind="stable")[:3]:
-            value = _exact_violation(knapsacks, relaxed, int(pairs[k]), items[k])
-            if value < best.value:
-                best = Violation(value, int(pairs[k]), items[k].copy())
-        if best.value <= 0:
-            return best
+        worst = over.max(axis=1)
+        for k in np.argsort(worst, kind="stable")[:3]:
+            if worst[k] < best.value:
+                _offer(knapsacks, relaxed, best, int(pairs[k]), items[k])
         still = (bound[pairs] < best.value - gap) & (bound[pairs] <= hopeless)
         reach = (best.value if math.isfinite(best.value) else 1.0 + bound[pairs]) - values
         length = np.maximum(reach, 0.0) / np.maximum((over**2).sum(axis=1), 1e-300) / (1 + step // 20)
-        m = _project(m + length[:, None] * over, relaxed)[still]
-        pairs = pairs[still]
-        if not len(pairs):
-            return best
-    for pair in pairs[np.argsort(bound[pairs], kind="stable")]:
-        if bound[pair] >= best.value - gap:
-            continue
-        objective, rows = knapsacks.pair_costs(int(pair))
-        result = solve_violation(rows, knapsacks.slack[pair], np.isfinite(objective), relaxed, gap)
-        if result.items is not None:
-            value = _exact_violation(knapsacks, relaxed, int(pair), result.items)
-            if value < best.value:
-                best = Violation(value, int(pair), result.items)
-        if best.value <= 0:
-            return best
-    return best
+        m, pairs = _project(m + length[:, None] * over, relaxed)[still], pairs[still]
+
+
+def _finish_violation(
+    knapsacks: Knapsacks, relaxed: np.ndarray, best: Violation, pair: int, gap: float
+) -> float:
+    """Solves one pair exactly, offers its plan, and returns the lower bound of its v."""
+    objective, rows = knapsacks.pair_costs(pair)
+    result = solve_violation(rows, knapsacks.slack[pair], np.isfinite(objective), relaxed, gap)
+    if result.items is not None:
+        _offer(knapsacks, relaxed, best, pair, result.items)
+    return result.bound
 
 
 def round_up(value: float, digits: int = 4) -> float:
