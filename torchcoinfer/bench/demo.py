@@ -13,7 +13,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +21,18 @@ from torch import nn
 
 from torchcoinfer import ops, pipeline
 from torchcoinfer.bench import tasks
+from torchcoinfer.bench.uniform import uniform_bytes, uniform_plan, weight_shapes
 from torchcoinfer.errors import ExportError, InfeasibleBudget
 from torchcoinfer.models import LoadedModel, default_output, load_model
+from torchcoinfer.report import write_text
 from torchcoinfer.report.text import format_bytes
 from torchcoinfer.result import Result
 from torchcoinfer.theory.budget import Budget, Search
-from torchcoinfer.theory.options import Option, packed_bytes
-from torchcoinfer.theory.plan import Plan
 
 DEVICE, SERVER, LINK = "raspberry-pi-5", "laptop-4core", "wifi-5ghz"
 DEVICE_SHARE = 0.55  # of the memory that uniform 4-bit weights take; the server gets the rest
-_UNIFORM = Option(bits=4, format="int", group_size=64, algorithm="nearest")
+UNIFORM_BITS = 4
 LIBRARY = Path(ops.__file__).resolve().parent.parent / "_C.so"
-_COMPRESSIBLE = (nn.Linear, nn.Conv2d, nn.Embedding)
 
 # what a user of the exported files runs: torch and the op library, nothing else of this package
 _FRESH_PROCESS = """
@@ -84,7 +82,7 @@ def main(arguments: argparse.Namespace) -> int:
     result = compress(loaded.model, task, demo_budget(sizes, task), arguments.fast)
     uniform = pipeline.apply_plan(
         loaded.model,
-        uniform_plan(result.plan, sizes),
+        uniform_plan(result.plan, sizes, UNIFORM_BITS),
         calibration=task.calibration,
         example_inputs=task.example_inputs,
     )
@@ -100,9 +98,9 @@ def main(arguments: argparse.Namespace) -> int:
     print(f"\n{report}\n")
     files = result.export(folder, format="torchscript")
     _say(check_halves(result, files, task.example_inputs))
-    (folder / "plan.json").write_text(result.plan.to_json(), encoding="utf-8")
+    plan_file = write_text(folder / "plan.json", result.plan.to_json())
     page = report.save_html(folder / "report.html")
-    _say(f"wrote {page}, {folder / 'plan.json'}, {', '.join(str(file) for file in files)}")
+    _say(f"wrote {', '.join(str(file) for file in (page, plan_file, *files))}")
     _say(f"done in {time.perf_counter() - started:.0f} s")
     return 0
 
@@ -111,20 +109,9 @@ def _say(text: str) -> None:
     print(text, flush=True)
 
 
-def weight_shapes(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """Layer name -> (N, K) of every weight that can be compressed; tied weights once."""
-    shapes: dict[str, tuple[int, int]] = {}
-    seen: set[int] = set()
-    for name, module in model.named_modules():
-        if isinstance(module, _COMPRESSIBLE) and id(module.weight) not in seen:
-            seen.add(id(module.weight))
-            shapes[name] = (module.weight.shape[0], module.weight[0].numel())
-    return shapes
-
-
 def demo_budget(sizes: dict[str, tuple[int, int]], task: tasks.Task) -> Budget:
     """The memory of uniform 4-bit weights, divided between both sides; the task's latency and energy."""
-    total = sum(packed_bytes(_UNIFORM, rows, columns) for rows, columns in sizes.values())
+    total = uniform_bytes(sizes, UNIFORM_BITS)
     return Budget(
         latency=task.latency_s,
         energy=task.energy_j,
@@ -169,25 +156,6 @@ def describe(budget: Budget) -> str:
         )
         told.append(f"{name.replace('_', ' ')} {form(value)}")
     return ", ".join(told)
-
-
-def uniform_plan(plan: Plan, sizes: dict[str, tuple[int, int]]) -> Plan:
-    """The same cut with uniform 4-bit weights (groups of 64, rounded to nearest with clip search)."""
-    layers = {}
-    for name, layer in plan.layers.items():
-        rows, columns = sizes[name]
-        layers[name] = replace(
-            layer,
-            bits=_UNIFORM.bits,
-            sparsity=0.0,
-            format=_UNIFORM.format,
-            group_size=_UNIFORM.group_size,
-            symmetric=False,
-            activation_bits=None,
-            algorithm=_UNIFORM.algorithm,
-            packed_bytes=packed_bytes(_UNIFORM, rows, columns),
-        )
-    return replace(plan, layers=layers, optimality={}, bounds={})
 
 
 def judge(loaded: LoadedModel, task: tasks.Task, result: Result, uniform: Result) -> list[dict[str, Any]]:

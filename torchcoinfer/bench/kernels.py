@@ -19,7 +19,7 @@ from torchcoinfer.bench import timing
 from torchcoinfer.bench.timing import Contender
 from torchcoinfer.nn import QuantLinear, SparseLinear, SparseQuantLinear
 from torchcoinfer.ops import cpu_isa, has_kernels
-from torchcoinfer.report import format_table
+from torchcoinfer.report import format_table, write_text
 
 # (N, K): a large language model's square projection; MiniLM's attention, feed-forward up and down
 SHAPES = {"4096": ((4096, 4096),), "bert": ((384, 384), (1536, 384), (384, 1536))}
@@ -65,7 +65,7 @@ def main(arguments: argparse.Namespace) -> int:
     finally:
         torch.set_num_threads(before)
     if arguments.output:
-        Path(arguments.output).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        write_text(Path(arguments.output), "".join(json.dumps(row) + "\n" for row in rows))
     return 0
 
 

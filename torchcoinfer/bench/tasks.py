@@ -51,20 +51,27 @@ class Task:
     energy_j: float
 
 
-def task_for(loaded: LoadedModel, *, fast: bool = False, progress: bool = True) -> Task:
+def task_for(
+    loaded: LoadedModel, *, fast: bool = False, progress: bool = True, example: Batch | None = None
+) -> Task:
     """Text for models with a tokenizer, pictures for torchvision's, random inputs for the rest."""
     if loaded.tokenizer is not None:
-        return text_task(loaded, fast=fast, progress=progress)
+        sizes = (32, 160) if fast else (128, 2000)
+        return text_task(loaded, count=sizes[0], judged=sizes[1], progress=progress)
     if loaded.name.startswith("torchvision:"):
         return picture_task(fast=fast, progress=progress)
-    return random_task(loaded.model)
+    return random_task(loaded.model, example)
 
 
-def text_task(loaded: LoadedModel, *, fast: bool, progress: bool) -> Task:
-    """Docstrings of the standard library: retrieval for a sentence embedder, output error for the rest."""
+def text_task(loaded: LoadedModel, *, count: int, judged: int, progress: bool) -> Task:
+    """Docstrings of the standard library: retrieval for a sentence embedder, output error for the rest.
+
+    Args:
+        count: docstrings to calibrate on, and as many to validate on.
+        judged: pairs of the other half to judge on.
+    """
     pairs = docstrings.standard_library_pairs(progress=progress)
     calibration, judging = docstrings.halves(pairs)
-    count = 32 if fast else 128
     batches = [
         batch
         for _, batch in retrieval.token_batches(
@@ -83,23 +90,23 @@ def text_task(loaded: LoadedModel, *, fast: bool, progress: bool) -> Task:
         "latency_s": 0.02 * scale,
         "energy_j": 0.08 * scale,
     }
-    judging = judging[: 160 if fast else 2000]
+    judging = judging[:judged]
     if isinstance(loaded.model, SentenceEmbedder):
         queries, documents = [pair.query for pair in judging], [pair.document for pair in judging]
 
         def score(model: Callable[..., Any], label: str) -> retrieval.Judged:
             return retrieval.judge(model, loaded.tokenizer, queries, documents, label if progress else None)
 
-        judged = f"{len(judging)} docstrings of modules that calibration has not seen, asked for by name"
-        return Task(**common, judged=judged, score=score, row=_retrieval_row)
+        told = f"{len(judging)} docstrings of modules that calibration has not seen, asked for by name"
+        return Task(**common, judged=told, score=score, row=_retrieval_row)
     held_out = [
         batch
         for _, batch in retrieval.token_batches(
             loaded.tokenizer, [pair.document for pair in judging[:160]], 16, MAX_TOKENS
         )
     ]
-    judged = "160 docstrings of modules that calibration has not seen"
-    return Task(**common, judged=judged, score=_output_score(held_out, progress), row=_output_row)
+    told = f"{len(judging[:160])} docstrings of modules that calibration has not seen"
+    return Task(**common, judged=told, score=_output_score(held_out, progress), row=_output_row)
 
 
 def _retrieval_row(score: retrieval.Judged, original: retrieval.Judged) -> Row:
@@ -161,9 +168,9 @@ def _crops(pictures: list[np.ndarray], count: int) -> torch.Tensor:
     return (torch.cat(rows) - mean) / deviation
 
 
-def random_task(model: torch.nn.Module) -> Task:
-    """The model's default inputs with random values: shapes are right, distortion means little."""
-    example = default_inputs(model)
+def random_task(model: torch.nn.Module, example: Batch | None = None) -> Task:
+    """``example``, or the model's default inputs, with random values: distortion then means little."""
+    example = default_inputs(model) if example is None else example
     batches = [_jittered(example, seed) for seed in range(24)]
     score = _output_score(batches[16:], progress=False)
     return Task(example, batches[:8], batches[8:16], "8 random inputs", score, _output_row, 1.0, 5.0)

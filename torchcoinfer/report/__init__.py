@@ -12,7 +12,7 @@
 * ``notes``: list of str, losses and estimates in words.
 """
 
-from torchcoinfer.report.document import Report
+from torchcoinfer.report.document import Report, write_text
 from torchcoinfer.report.text import format_table
 
-__all__ = ["Report", "format_table"]
+__all__ = ["Report", "format_table", "write_text"]

@@ -62,14 +62,18 @@ class Report:
         Raises:
             MissingExtra: matplotlib is not installed (extra ``report``).
         """
-        target = Path(path)
-        text = page.render(self.plan, self.details)
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-            os.replace(temporary, target)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-        return target
+        return write_text(Path(path), page.render(self.plan, self.details))
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write ``text`` in UTF-8 to ``path``, which appears whole or not at all; returns ``path``."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        Path(temporary).chmod(0o644)  # mkstemp makes files that only their owner can read
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return path
