@@ -17,7 +17,7 @@ from torchcoinfer import __version__
 from torchcoinfer.errors import ArgumentError, TorchCoinferError
 
 EXIT_ERROR = 2  # as argparse's own
-BENCH_SUITES = ("kernels",)  # modules of torchcoinfer.bench with add_arguments(parser) and main(options)
+BENCH_SUITES = ("kernels", "quality")  # modules of torchcoinfer.bench with add_arguments(parser) and main(options)
 BUDGET_ROWS = {
     "latency": "of one run: device, link and server ('80 ms')",
     "energy": "of the device, radio included ('0.6 J')",
