@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev
+from transformers import BertConfig, BertModel
 
 from torchcoinfer.theory.options import Option
 from torchcoinfer.trace import Traced
@@ -67,6 +68,15 @@ class TimeFirst(nn.Module):
         return self.outer(torch.tanh(self.inner(x.transpose(0, 1)))).transpose(0, 1)
 
 
+def bert() -> nn.Module:
+    """Attention as a real model writes it; position and token-type embeddings of one row."""
+    config = BertConfig(
+        vocab_size=11, hidden_size=4, num_hidden_layers=1, num_attention_heads=2, intermediate_size=6,
+        max_position_embeddings=5,
+    )  # fmt: skip
+    return BertModel(config, add_pooling_layer=False)
+
+
 def perceptron() -> nn.Module:
     return nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 4), nn.GELU(), nn.Linear(4, 2))
 
@@ -81,6 +91,7 @@ def token_inputs(batch: int, length: int) -> dict[str, Tensor]:
 CASES = {
     "perceptron": (perceptron, lambda batch: (torch.randn(batch, 3, dtype=torch.float64),)),
     "convolutions": (Convolutions, lambda batch: (torch.randn(batch, 2, 8, 8, dtype=torch.float64),)),
+    "bert": (bert, lambda batch: token_inputs(batch, 3)),
     "tokens": (Tokens, lambda batch: token_inputs(batch, 3)),
     "time first": (TimeFirst, lambda batch: (torch.randn(batch, 4, 3, dtype=torch.float64),)),
 }
@@ -114,10 +125,10 @@ def dense(model: nn.Module, layer: str) -> Tensor:
 
 
 def judged(model: nn.Module, parameters: Mapping[str, Tensor], inputs: tuple | dict) -> Tensor:
-    """The judged tensor by hand: logits, padded positions zero."""
+    """The judged tensor by hand: logits, else the hidden state; padded positions zero."""
     if isinstance(inputs, dict):
-        logits = functional_call(model, parameters, (), inputs)["logits"]
-        return logits * inputs["attention_mask"][..., None]
+        output = functional_call(model, parameters, (), inputs)
+        return output.get("logits", output.get("last_hidden_state")) * inputs["attention_mask"][..., None]
     return functional_call(model, parameters, inputs)
 
 

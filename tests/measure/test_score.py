@@ -93,6 +93,47 @@ def test_the_same_however_the_data_are_chunked():
             assert one.distortion == pytest.approx(other.distortion, rel=1e-2)
 
 
+def test_a_batch_of_fixed_size_is_run_whole():
+    """Without a dynamic batch nothing can be cut into chunks; the result is the same."""
+    model, inputs = make("convolutions")
+    traced = trace(model, inputs, dynamic_shapes=(None,))
+    assert not any(traced.dynamic_dims.values())
+    found = changes(traced)
+    fixed, free = (
+        score_options(
+            one,
+            calibrate(one, [inputs]),
+            table_of(one),
+            weights=weights_of(model, found),
+            working_set_bytes=size,
+        )
+        for one, size in ((traced, 1 << 14), (trace(model, inputs), 64 << 20))
+    )
+    for layer in free:
+        for one, other in zip(fixed[layer], free[layer]):
+            assert one.distortion == pytest.approx(other.distortion, rel=1e-2)
+
+
+def test_scored_around_a_compressed_model():
+    """With replacements, Jacobians and inputs are those of the model that has those weights."""
+    model, inputs, traced, statistics = prepared("perceptron")
+    found = changes(traced)
+    replacements = {name: dense(model, name) + found[name, COARSE] for name in ("0", "2")}
+    around = score_options(
+        traced, statistics, {"4": (FINE,)}, weights=weights_of(model, found), replacements=replacements
+    )
+    other, _ = make("perceptron")
+    with torch.no_grad():
+        for name, weight in replacements.items():
+            other.get_submodule(name).weight.copy_(weight)
+    again = trace(other, inputs)
+    direct = score_options(
+        again, calibrate(again, [inputs]), {"4": (FINE,)}, weights=weights_of(other, found)
+    )
+    ratio = calibrate(again, [inputs]).signal / statistics.signal
+    assert around["4"][0].distortion == pytest.approx(direct["4"][0].distortion * ratio, rel=1e-9)
+
+
 def test_a_linear_network_is_predicted_exactly():
     """No curvature and one layer changed: prediction = measurement."""
     torch.manual_seed(0)
