@@ -1,0 +1,166 @@
+// Spreading survivors with vpexpandb and vpexpandw. AVX-512 VBMI2.
+
+#include "cpu/sparse_spread.h"
+
+#if TORCHCOINFER_X86
+
+#include "cpu/decode_avx512.h"
+
+namespace torchcoinfer {
+namespace {
+
+constexpr int VECTORS = GROUP_PLACES / 16;  // float vectors of a group: 4 n x 4 k each
+
+TORCHCOINFER_AVX512 void masks(const uint8_t* index, int64_t words, uint64_t* masks) {
+  // nibble i0 | i1 << 2 -> bits i0 and i1
+  const __m512i table = _mm512_broadcast_i32x4(
+      _mm_setr_epi8(1, 3, 5, 9, 3, 2, 6, 10, 5, 6, 4, 12, 9, 10, 12, 8));
+  const __m512i low = avx512::bytes_of(15);
+  for (int64_t w = 0; w < words; w += 8) {  // words come in whole tiles
+    const __m512i pairs = avx512::load_vector(index + 8 * w);
+    const __m512i even = _mm512_shuffle_epi8(table, _mm512_and_si512(pairs, low));
+    const __m512i odd = _mm512_shuffle_epi8(table, _mm512_and_si512(_mm512_srli_epi16(pairs, 4), low));
+    _mm512_storeu_si512(masks + w, _mm512_or_si512(even, _mm512_slli_epi16(odd, 4)));
+  }
+}
+
+// The fields of one plane of a chunk, at the lowest bits of each byte. P 4: 32 bytes twice; 2: 16 bytes four times, ...
+template <int P>
+TORCHCOINFER_AVX512_INLINE __m512i plane_fields(const uint8_t* bytes) {
+  const __m512i mask = avx512::bytes_of((1 << P) - 1);
+  if constexpr (P == 8) return avx512::load_vector(bytes);
+  if constexpr (P == 4) {
+    const __m512i twice = _mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes)));
+    return _mm512_and_si512(_mm512_srlv_epi64(twice, _mm512_setr_epi64(0, 0, 0, 0, 4, 4, 4, 4)), mask);
+  }
+  if constexpr (P == 2) {
+    const __m512i four = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes)));
+    return _mm512_and_si512(_mm512_srlv_epi64(four, _mm512_setr_epi64(0, 0, 2, 2, 4, 4, 6, 6)), mask);
+  }
+  long long eight;
+  __builtin_memcpy(&eight, bytes, sizeof eight);
+  return _mm512_and_si512(_mm512_srlv_epi64(_mm512_set1_epi64(eight), _mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7)),
+                          mask);
+}
+
+template <int BITS>
+TORCHCOINFER_AVX512 void unpack_bits(const uint8_t* chunks, int64_t count, int shift, uint8_t* codes) {
+  constexpr Plane low = plane(BITS, 0);
+  const __m512i moved = avx512::bytes_of(shift);
+  for (int64_t c = 0; c < count; ++c, chunks += chunk_bytes(BITS), codes += CHUNK) {
+    __m512i code = plane_fields<low.bits>(chunks);
+    if constexpr (plane_count(BITS) == 2) {
+      constexpr Plane high = plane(BITS, 1);
+      code = _mm512_or_si512(code, _mm512_slli_epi16(plane_fields<high.bits>(chunks + 8 * high.shift), high.shift));
+    }
+    _mm512_storeu_si512(codes, _mm512_add_epi8(code, moved));
+  }
+}
+
+void unpack(const uint8_t* chunks, int64_t count, int bits, int shift, uint8_t* codes) {
+  if (bits == 2) unpack_bits<2>(chunks, count, shift, codes);
+  if (bits == 3) unpack_bits<3>(chunks, count, shift, codes);
+  if (bits == 4) unpack_bits<4>(chunks, count, shift, codes);
+  if (bits == 5) unpack_bits<5>(chunks, count, shift, codes);
+  if (bits == 6) unpack_bits<6>(chunks, count, shift, codes);
+  if (bits == 8) unpack_bits<8>(chunks, count, shift, codes);
+}
+
+TORCHCOINFER_AVX512 int64_t bytes(const uint8_t* survivors, const uint64_t* masks, int64_t words,
+                                  const uint8_t* filler, uint8_t* places) {
+  // each of the 16 filler bytes four times
+  const __m512i lanes = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(filler)));
+  const __m512i rest = _mm512_mullo_epi32(lanes, _mm512_set1_epi32(0x01010101));
+  const uint8_t* next = survivors;
+  for (int64_t w = 0; w < words; ++w) {
+    const __m512i some = avx512::load_vector(next);
+    _mm512_storeu_si512(places + w * GROUP_PLACES, _mm512_mask_expand_epi8(rest, masks[w], some));
+    next += __builtin_popcountll(masks[w]);
+  }
+  return next - survivors;
+}
+
+// 16 halfwords as floats.
+template <Dtype DTYPE>
+TORCHCOINFER_AVX512_INLINE __m512 widen(__m256i halves) {
+  if constexpr (DTYPE == Dtype::float16) return _mm512_cvtph_ps(halves);
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
+}
+
+template <Dtype DTYPE>
+TORCHCOINFER_AVX512 int64_t spread_halves(const uint16_t* survivors, const uint64_t* masks, int64_t words,
+                                          float* places) {
+  const uint16_t* next = survivors;
+  for (int64_t w = 0; w < words; ++w, places += GROUP_PLACES) {
+    const auto low = static_cast<uint32_t>(masks[w]), high = static_cast<uint32_t>(masks[w] >> 32);
+    const uint16_t* middle = next + __builtin_popcount(low);
+    const __m512i first = _mm512_maskz_expand_epi16(low, _mm512_loadu_si512(next));
+    const __m512i second = _mm512_maskz_expand_epi16(high, _mm512_loadu_si512(middle));
+    _mm512_storeu_ps(places, widen<DTYPE>(_mm512_castsi512_si256(first)));
+    _mm512_storeu_ps(places + 16, widen<DTYPE>(_mm512_extracti64x4_epi64(first, 1)));
+    _mm512_storeu_ps(places + 32, widen<DTYPE>(_mm512_castsi512_si256(second)));
+    _mm512_storeu_ps(places + 48, widen<DTYPE>(_mm512_extracti64x4_epi64(second, 1)));
+    next = middle + __builtin_popcount(high);
+  }
+  return next - survivors;
+}
+
+TORCHCOINFER_AVX512 int64_t spread_floats(const float* survivors, const uint64_t* masks, int64_t words,
+                                          float* places) {
+  const float* next = survivors;
+  for (int64_t w = 0; w < words; ++w)
+#pragma GCC unroll 4
+    for (int v = 0; v < VECTORS; ++v, places += 16) {
+      const auto mask = static_cast<__mmask16>(masks[w] >> 16 * v);
+      _mm512_storeu_ps(places, _mm512_maskz_expand_ps(mask, _mm512_loadu_ps(next)));
+      next += __builtin_popcount(mask);
+    }
+  return next - survivors;
+}
+
+int64_t floats(const void* survivors, Dtype dtype, const uint64_t* masks, int64_t words, float* places) {
+  if (dtype == Dtype::float32) return spread_floats(static_cast<const float*>(survivors), masks, words, places);
+  const auto* halves = static_cast<const uint16_t*>(survivors);
+  return dtype == Dtype::float16 ? spread_halves<Dtype::float16>(halves, masks, words, places)
+                                 : spread_halves<Dtype::bfloat16>(halves, masks, words, places);
+}
+
+template <int ROWS>
+TORCHCOINFER_AVX512 void multiply_rows(const float* places, int64_t words, const float* x, int64_t stride,
+                                       float* sums) {
+  __m512 part[ROWS][VECTORS];
+#pragma GCC unroll 4
+  for (int m = 0; m < ROWS; ++m)
+#pragma GCC unroll 4
+    for (int v = 0; v < VECTORS; ++v) part[m][v] = _mm512_loadu_ps(sums + m * GROUP_PLACES + 16 * v);
+  for (int64_t w = 0; w < words; ++w, places += GROUP_PLACES)
+#pragma GCC unroll 4
+    for (int m = 0; m < ROWS; ++m) {
+      const __m512 four = _mm512_broadcast_f32x4(_mm_loadu_ps(x + m * stride + GROUP_K * w));
+#pragma GCC unroll 4
+      for (int v = 0; v < VECTORS; ++v)
+        part[m][v] = _mm512_fmadd_ps(_mm512_loadu_ps(places + 16 * v), four, part[m][v]);
+    }
+#pragma GCC unroll 4
+  for (int m = 0; m < ROWS; ++m)
+#pragma GCC unroll 4
+    for (int v = 0; v < VECTORS; ++v) _mm512_storeu_ps(sums + m * GROUP_PLACES + 16 * v, part[m][v]);
+}
+
+void multiply(const float* places, int64_t words, const float* x, int64_t stride, int64_t rows, float* sums) {
+  int64_t m = 0;
+  for (; m + 4 <= rows; m += 4) multiply_rows<4>(places, words, x + m * stride, stride, sums + m * GROUP_PLACES);
+  if (rows - m >= 2) {
+    multiply_rows<2>(places, words, x + m * stride, stride, sums + m * GROUP_PLACES);
+    m += 2;
+  }
+  if (m < rows) multiply_rows<1>(places, words, x + m * stride, stride, sums + m * GROUP_PLACES);
+}
+
+}  // namespace
+
+const Spread SPREAD_AVX512 = {masks, unpack, bytes, floats, multiply};
+
+}  // namespace torchcoinfer
+
+#endif
