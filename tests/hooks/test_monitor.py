@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchcoinfer import nn as packed_nn
 from torchcoinfer.errors import ArgumentError, BudgetExceeded
 from torchcoinfer.hooks import BudgetExceededWarning, ResourceMonitor
-from torchcoinfer.nn.halves import DeviceHalf
+from torchcoinfer.nn.halves import Crossing, DeviceHalf
 from torchcoinfer.theory.budget import Budget
 
 
@@ -35,6 +35,7 @@ class FlatHalf(DeviceHalf):
 
     def __init__(self):
         nn.Module.__init__(self)
+        self.crossing = (Crossing("h", ("b", 8), "float32"), Crossing("s", ("b",), "float32"))
         self.weight = nn.Parameter(torch.randn(8, 16))
 
     def forward(self, x):
@@ -165,8 +166,8 @@ def test_tied_weights_count_once():
 def test_cut_bytes_of_a_device_half():
     half, x = made("half")
     with (
-        ResourceMonitor(half, Budget(uplink=107)) as monitor,
-        pytest.warns(BudgetExceededWarning, match="uplink 108 B"),
+        ResourceMonitor(half, Budget(uplink=159)) as monitor,
+        pytest.warns(BudgetExceededWarning, match="uplink 160 B"),
     ):
         half(x)
     assert monitor.cut_bytes == 4 * (3 * 8 + 3)

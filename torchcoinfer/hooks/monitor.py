@@ -6,22 +6,25 @@ import resource
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from torchcoinfer.errors import ArgumentError, BudgetExceeded
 from torchcoinfer.hooks.flops import FlopMode
 from torchcoinfer.hooks.rows import ModuleRow, table
+from torchcoinfer.hooks.sizes import own_bytes, tensor_bytes, tensors
 from torchcoinfer.nn.halves import DeviceHalf
 from torchcoinfer.theory.budget import Budget
+from torchcoinfer.theory.costs import header_bytes
 
 # torch leaves their fused path as soon as a hook or a function mode is near, and that moves the last bits
 _FUSED = (nn.TransformerEncoderLayer, nn.MultiheadAttention)
+_CLOSED = (*_FUSED, torch.jit.ScriptModule)  # what is not looked into
 
 
 class BudgetExceededWarning(UserWarning):
@@ -56,6 +59,7 @@ class _Seen:
     stack: list[_Frame] = field(default_factory=list)
     run_seconds: list[float] = field(default_factory=list)
     cut_bytes: int | None = None
+    uplink_bytes: int | None = None  # with headers
     working_bytes: int = 0  # largest inputs + outputs of one module
     peak_rss_before: int = 0
     peak_rss_growth_bytes: int = 0
@@ -79,7 +83,7 @@ class ResourceMonitor:
         model: any module; a half of a split model too: what a device half returns is what crosses the cut.
         budget: rows ``latency`` (wall time of one call), ``device_memory`` (parameters, buffers, and the
             largest inputs + outputs of one module: what a call needs at least) and ``uplink`` (a device
-            half's outputs) are checked after each call; other rows cannot be measured here.
+            half's outputs and their headers) are checked after each call; other rows cannot be measured here.
         on_exceed: "warn" (once for each resource), "raise" (BudgetExceeded out of the model's call), or a
             function that gets a tuple of :class:`Exceeded`.
 
@@ -120,7 +124,9 @@ class ResourceMonitor:
         self._seen = _Seen(peak_rss_before=_peak_rss_bytes())
         counted: set[int] = set()
         for name, module in _hooked(self.model):
-            self._seen.rows[id(module)] = ModuleRow(name, type(module).__name__, _own_bytes(module, counted))
+            self._seen.rows[id(module)] = ModuleRow(
+                name, type(module).__name__, own_bytes(module, counted, _CLOSED)
+            )
             self._handles.append(
                 module.register_forward_pre_hook(self._before, with_kwargs=True, prepend=True)
             )
@@ -148,17 +154,19 @@ class ResourceMonitor:
     def _after(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
         seen = self._seen
         frame = seen.stack.pop()
-        seconds, out_bytes = _now(output) - frame.start, _tensor_bytes(output)
+        seconds, out_bytes = _now(output) - frame.start, tensor_bytes(output)
         if seen.stack:
             seen.stack[-1].inner_s += seconds
         frame.row.calls += 1
         frame.row.seconds += seconds - frame.inner_s
         frame.row.activation_bytes = max(frame.row.activation_bytes, out_bytes)
-        seen.working_bytes = max(seen.working_bytes, out_bytes + _tensor_bytes((args, kwargs)))
+        seen.working_bytes = max(seen.working_bytes, out_bytes + tensor_bytes((args, kwargs)))
         if module is self.model and output is not None:  # None: the call has failed
             seen.run_seconds.append(seconds)
             if isinstance(module, DeviceHalf):
                 seen.cut_bytes = out_bytes
+                headers = sum(header_bytes(len(tensor.shape)) for tensor in module.crossing)
+                seen.uplink_bytes = out_bytes + headers
             self._guard(seconds)
 
     def _add_flops(self, flops: int) -> None:
@@ -190,7 +198,7 @@ class ResourceMonitor:
         checks = (
             ("latency", limits.latency, seconds, "s"),
             ("device_memory", limits.device_memory, self.memory_bytes, "B"),
-            ("uplink", limits.uplink, self._seen.cut_bytes, "B"),
+            ("uplink", limits.uplink, self._seen.uplink_bytes, "B"),
         )
         for name, limit, measured, unit in checks:
             if limit is not None and measured is not None and measured > limit:
@@ -198,8 +206,18 @@ class ResourceMonitor:
 
     @property
     def rows(self) -> tuple[ModuleRow, ...]:
-        """One row a module that was called, in the order of ``model.named_modules()``."""
-        return tuple(row for row in self._seen.rows.values() if row.calls)
+        """One row a module that was called, in the order of ``model.named_modules()``.
+
+        Modules that only hold tensors (in the flat graphs of halves) count to the module around them.
+        """
+        called = {row.name: replace(row) for row in self._seen.rows.values() if row.calls}
+        for row in self._seen.rows.values():
+            name = row.name
+            while name and name not in called:
+                name = name.rpartition(".")[0]
+            if not row.calls and name in called:
+                called[name].parameter_bytes += row.parameter_bytes
+        return tuple(called.values())
 
     @property
     def run_seconds(self) -> tuple[float, ...]:
@@ -247,42 +265,13 @@ def _hooked(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, module in model.named_modules():
         if isinstance(module, _FUSED):
             closed.append(f"{name}.")
-        if not isinstance(module, (_FUSED, torch.jit.ScriptModule)) and not name.startswith(tuple(closed)):
+        if not isinstance(module, _CLOSED) and not name.startswith(tuple(closed)):
             yield name, module
-
-
-def _own_bytes(module: nn.Module, counted: set[int]) -> int:
-    """Bytes of the module's direct parameters and buffers, each shared tensor once over all calls."""
-    fused = [sub for sub in module.children() if isinstance(sub, (*_FUSED, torch.jit.ScriptModule))]
-    own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-    for sub in fused:
-        own += [*sub.parameters(), *sub.buffers()]
-    total = 0
-    for tensor in own:
-        if id(tensor) not in counted:
-            counted.add(id(tensor))
-            total += tensor.numel() * tensor.element_size()
-    return total
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _tensors(item)
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from _tensors(item)
-
-
-def _tensor_bytes(value: Any) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(value))
 
 
 def _now(value: Any) -> float:
     """Seconds, after the CUDA work that makes ``value`` is done: kernels run on after the call returns."""
-    for tensor in _tensors(value):
+    for tensor in tensors(value):
         if tensor.is_cuda:
             torch.cuda.synchronize(tensor.device)
             break

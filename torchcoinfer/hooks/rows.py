@@ -16,8 +16,8 @@ class ModuleRow:
         calls: how often it was called.
         seconds: wall time of all calls, without the time of submodules that have rows of their own.
         flops: of all calls, without those of such submodules; multiply and add count as two.
-        parameter_bytes: its own parameters and buffers, not those of submodules; shared tensors count once,
-            in the module that comes first.
+        parameter_bytes: its own parameters and buffers, not those of submodules that were called; shared
+            tensors count once, in the module that comes first.
         activation_bytes: largest size of its output tensors in one call.
     """
 
