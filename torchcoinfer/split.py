@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 
+import sympy
 import torch
 from torch import Tensor, fx, nn
 
@@ -14,6 +15,7 @@ from torchcoinfer.nn.halves import Crossing, DeviceHalf, ServerHalf
 from torchcoinfer.theory.graph import Cut, cut_from_tensors
 from torchcoinfer.theory.plan import CutPlan
 from torchcoinfer.trace import Traced, coded_leading_dims
+from torchcoinfer.trace.build import concrete_size
 
 SIZES = "sizes"  # name of the tensor without elements whose shape carries sizes that no other tensor has
 _SIZE = torch.ops.aten.sym_size.int
@@ -166,8 +168,11 @@ class _Halves:
         placeholders = [node for node in self.traced.module.graph.nodes if node.op == "placeholder"]
         sizes = [n.meta["val"] for n in self.carried]
         sizes += [size for n in (*placeholders, *self.sent.values()) for size in n.meta["val"].shape]
-        at_sample = {str(s): self.traced.size(s) for s in sizes if isinstance(s, torch.SymInt)}
-        return self.traced.call, tuple(self.crossing), at_sample
+        varying = [size for size in sizes if isinstance(size, torch.SymInt)]
+        at_sample = {str(size): self.traced.size(size) for size in varying}
+        least_two = {symbol: sympy.Max(2, value) for symbol, value in self.traced.sizes.items()}
+        widened = {str(size): concrete_size(size, least_two) for size in varying}
+        return self.traced.call, tuple(self.crossing), at_sample, widened
 
 
 def _is_tensor(node: object) -> bool:

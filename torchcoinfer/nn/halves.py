@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +53,7 @@ class Half(nn.Module):
         call: the whole model's calling convention.
         crossing: the tensors that cross, in the order in which they are sent.
         sample_sizes: every varying size in the shapes -> its value at the workload (for exports, bytes).
+        trace_sizes: the same with sizes of at least 2, as torch.export wants them.
     """
 
     def __init__(
@@ -60,11 +61,12 @@ class Half(nn.Module):
         graph_module: fx.GraphModule,
         call: CallSpec,
         crossing: tuple[Crossing, ...],
-        sample_sizes: dict[str, int],
+        sample_sizes: Mapping[str, int],
+        trace_sizes: Mapping[str, int],
     ):
         super().__init__()
         self.graph_module, self.call, self.crossing = graph_module, call, crossing
-        self.sample_sizes = sample_sizes
+        self.sample_sizes, self.trace_sizes = dict(sample_sizes), dict(trace_sizes)
         # where the half is, even if it has no weights
         self.register_buffer("_place", torch.empty(0), persistent=False)
         self.eval()
