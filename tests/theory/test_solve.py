@@ -5,9 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from brute_force import best_value, least_relaxation, random_problem
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from torchcoinfer.errors import InfeasibleBudget
-from torchcoinfer.theory.budget import Budget
+from torchcoinfer.errors import ArgumentError, InfeasibleBudget
+from torchcoinfer.theory import solve_pair
+from torchcoinfer.theory.budget import Budget, Search
 from torchcoinfer.theory.plan import PREDICTED_OF_ROW, Plan
 from torchcoinfer.theory.solve import solve
 
@@ -57,3 +60,139 @@ def test_equals_brute_force_over_all_frontiers(seed):
 def test_equals_brute_force_over_all_frontiers_in_bulk(first):
     for seed in range(first, first + 100):
         assert_equals_brute_force(seed)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_branch_and_bound_alone_equals_brute_force(seed, monkeypatch):
+    """HiGHS has to find what the enumeration of the core finds otherwise."""
+    monkeypatch.setattr(solve_pair, "PARTIAL_LIMIT", 0)
+    monkeypatch.setattr(solve_pair, "CORE_LIMIT", 1)
+    assert_equals_brute_force(seed, units=6)
+
+
+@pytest.mark.parametrize("exponent", (-9, -4, 4, 9))
+def test_the_scale_of_the_distortions_changes_nothing(exponent):
+    problem = problem_of_seed(3, 7)
+    factor = 10.0**exponent
+    scaled = replace(
+        problem,
+        choices={
+            name: tuple(replace(c, distortion=c.distortion * factor) for c in choices)
+            for name, choices in problem.choices.items()
+        },
+        cut_options={
+            name: tuple(replace(o, distortion=o.distortion * factor) for o in options)
+            for name, options in problem.cut_options.items()
+        },
+    )
+    budget = Budget(device_memory=problem.budget.as_dict().get("device_memory", 1e6))
+    one, other = solve(replace(problem, budget=budget)), solve(replace(scaled, budget=budget))
+    assert other.predicted["distortion"] == pytest.approx(one.predicted["distortion"] * factor, rel=1e-9)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10_000), factor=st.floats(1.0, 3.0))
+def test_a_larger_budget_is_never_worse(seed, factor):
+    problem = problem_of_seed(seed, 6)
+    larger = Budget(**{name: value * factor for name, value in problem.budget.as_dict().items()})
+    name = PREDICTED_OF_ROW[problem.search.minimize]
+    try:
+        plan = solve(problem)
+    except InfeasibleBudget as error:
+        assert_within(solve(replace(problem, budget=error.attainable)), error.attainable)
+        return
+    better = solve(replace(problem, budget=larger))
+    assert_within(better, larger)
+    assert better.predicted[name] <= plan.predicted[name] * (1 + 1e-9)
+
+
+def test_equal_inputs_give_equal_bytes():
+    for seed in range(6):
+        problem = replace(problem_of_seed(seed, 7), budget=Budget(latency=10.0, device_memory=1e6))
+        assert solve(problem).to_json() == solve(problem).to_json()
+        assert Plan.from_json(solve(problem).to_json()) == solve(problem)
+
+
+def test_what_fits_stays_uncompressed_and_is_as_fast_as_can_be():
+    for seed in range(8):
+        problem = problem_of_seed(seed, 6)
+        problem = replace(problem, budget=Budget(latency=1e6), search=Search(gap=0.0))
+        plan = solve(problem)
+        assert plan.predicted["distortion"] == 0.0
+        assert all(layer.format == "float" for layer in plan.layers.values())
+        uncompressed = replace(
+            problem,
+            choices={name: choices[:1] for name, choices in problem.choices.items()},
+            cut_options={name: options[:1] for name, options in problem.cut_options.items()},
+            search=Search(gap=0.0, minimize="latency"),
+        )
+        assert plan.predicted["latency_s"] == pytest.approx(best_value(uncompressed), rel=1e-12)
+
+
+def test_a_fixed_cut_is_obeyed_and_an_unknown_one_is_named():
+    problem = replace(problem_of_seed(1, 8), budget=Budget(latency=1e6))
+    for name in ("device", "server", problem.graph.units[0].name):
+        plan = solve(replace(problem, search=Search(cut=name)))
+        assert plan.cut.name == name
+        assert plan.optimality["over"] == "the fixed cut"
+    assert {layer.side for layer in solve(replace(problem, search=Search(cut="device"))).layers.values()} == {
+        "device"
+    }
+    with pytest.raises(ArgumentError, match="no cut of this name.*'nowhere'.*'device'"):
+        solve(replace(problem, search=Search(cut="nowhere")))
+
+
+def test_a_group_of_layers_takes_one_option():
+    seen = 0
+    for seed in range(40):
+        problem = problem_of_seed(seed, 8)
+        members = [layer.name for layer in problem.graph.layers if layer.group]
+        if len(members) > 1:
+            budget = Budget(device_bits_per_weight=12.0)
+            plan = solve(replace(problem, budget=budget, search=Search(cut="device")))
+            assert len({plan.layers[name].bits for name in members}) == 1
+            seen += 1
+    assert seen > 3
+
+
+def test_device_bits_per_weight_counts_all_parameters_on_the_device():
+    problem = problem_of_seed(2, 8)
+    budget = Budget(device_bits_per_weight=14.0)
+    plan = solve(replace(problem, budget=budget, search=Search(cut="device", gap=0.0)))
+    graph = problem.graph
+    total = sum(layer.packed_bytes for layer in plan.layers.values()) + sum(graph.parameters.values())
+    numel = sum(layer.numel for layer in graph.layers) + sum(graph.parameter_numel.values())
+    assert plan.predicted["device_bits_per_weight"] == pytest.approx(8 * total / numel)
+    assert 0 < plan.predicted["device_bits_per_weight"] <= 14.0
+
+
+def test_a_machines_own_memory_is_a_ceiling_that_no_relaxation_lifts():
+    problem = problem_of_seed(4, 7)
+    roomy = solve(replace(problem, budget=Budget(latency=1e6), search=Search(cut="device", gap=0.0)))
+    ceiling = roomy.predicted["device_bytes"] * 0.8
+    small = replace(problem, device=replace(problem.device, memory_bytes=ceiling))
+    plan = solve(replace(small, budget=Budget(latency=1e6), search=Search(cut="device", gap=0.0)))
+    assert plan.predicted["device_bytes"] <= ceiling
+    with pytest.raises(InfeasibleBudget) as info:
+        solve(replace(small, budget=Budget(latency=1e-6), search=Search(cut="device", gap=0.0)))
+    again = solve(replace(small, budget=info.value.attainable, search=Search(cut="device", gap=0.0)))
+    assert again.predicted["device_bytes"] <= ceiling
+    tiny = replace(problem, device=replace(problem.device, memory_bytes=10.0))
+    with pytest.raises(InfeasibleBudget) as info:
+        solve(replace(tiny, budget=Budget(latency=1.0), search=Search(cut="device")))
+    assert info.value.attainable is None
+
+
+def test_an_impossible_budget_says_what_would_do():
+    problem = replace(problem_of_seed(5, 7), budget=Budget(latency=1e-6, device_memory=2e3))
+    with pytest.raises(InfeasibleBudget) as info:
+        solve(problem)
+    error = info.value
+    assert isinstance(error, ValueError)
+    assert set(error.least) == {"latency", "device_memory"}
+    ratios = [getattr(error.attainable, n) / v for n, v in problem.budget.as_dict().items()]
+    assert ratios[0] == pytest.approx(ratios[1], rel=2e-3)
+    assert_within(solve(replace(problem, budget=error.attainable)), error.attainable)
+    for name, value in error.least.items():
+        alone = replace(problem, budget=Budget(**{name: value * (1 + 1e-12)}))
+        assert_within(solve(alone), alone.budget)

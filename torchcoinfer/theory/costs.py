@@ -160,7 +160,11 @@ def _weight_stream_bytes(profile: DeviceProfile, option: Option, layer: Layer) -
     if f"{option.format}:{option.bits}" in profile.format_speed:
         return packed
     if option.format == "bitmap":
-        return packed if "bitmap" in profile.format_speed else max(packed, layer.numel * option.bits / 8)
+        if "bitmap" in profile.format_speed:
+            return packed
+        dense = Option(option.bits, 0.0, "int", option.group_size, option.symmetric)
+        codes = layer.numel * option.bits / 8  # survivors that are not quantized
+        return max(packed, _weight_stream_bytes(profile, dense, layer) if option.bits < 16 else codes)
     if option.format == "int" and option.bits < 8:
         return packed * (1 << (option.bits - 1).bit_length()) / option.bits
     return packed

@@ -28,7 +28,7 @@ class Tensor:
     shape: tuple[int, ...]
     dtype: str  # "float32", "int64", ...
     nbytes: int
-    leading_dims: int | None = None  # dims that keep their place when it is coded; None: not known to be codable
+    leading_dims: int | None = None  # dims that keep their place when coded; None: not known to be codable
 
 
 @dataclass(frozen=True)

@@ -70,9 +70,9 @@ def _model(
     lp.row_lower_ = np.concatenate([np.ones(groups), np.full(len(dense), -highspy.kHighsInf)])
     lp.row_upper_ = np.concatenate([np.ones(groups), right])
     below, column = np.nonzero(dense)
-    entries = (np.concatenate([np.ones(columns), dense[below, column]]),
-               (np.concatenate([group, groups + below]), np.concatenate([np.arange(columns), column])))  # fmt: skip
-    matrix = csc_array(entries, shape=(lp.num_row_, lp.num_col_))
+    at = np.concatenate([group, groups + below]), np.concatenate([np.arange(columns), column])
+    entries = np.concatenate([np.ones(columns), dense[below, column]])
+    matrix = csc_array((entries, at), shape=(lp.num_row_, lp.num_col_))
     lp.a_matrix_.format_ = highspy.MatrixFormat.kColwise
     lp.a_matrix_.start_, lp.a_matrix_.index_, lp.a_matrix_.value_ = matrix.indptr, matrix.indices, matrix.data
     if integer:
