@@ -1,15 +1,15 @@
 """Halves as files that run without this package's Python: TorchScript, ``.pt2`` and AOTInductor packages.
 
-Every file takes and returns flat tensors: a device file the model's inputs in the order of ``input_names``, a
-server file what the device file returned. All of them call ``torch.ops.torchcoinfer``, so the op library comes
-first::
+Every file takes and returns flat tensors: a device file the model's inputs in the order of ``input_names``,
+a server file what the device file returned. All of them call ``torch.ops.torchcoinfer``, so the op library
+comes first::
 
     import torch
     torch.ops.load_library("torchcoinfer/_C.so")
     device, server = torch.jit.load("device.pt"), torch.jit.load("server.pt")
     answer = server(*device(input_ids, attention_mask))
 
-TorchScript is made by scripting the half's fx graph (design decision: ``torch.jit.trace`` would fix the sizes).
+TorchScript is made by scripting the half's fx graph: ``torch.jit.trace`` would fix the sizes.
 """
 
 from __future__ import annotations
