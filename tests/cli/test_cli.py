@@ -94,7 +94,7 @@ def model_folder(tmp_path_factory):
         image_size=32,
         patch_size=8,
     )
-    transformers.ViTModel(config, add_pooling_layer=False).save_pretrained(folder)
+    transformers.ViTForImageClassification(config).save_pretrained(folder)
     return folder
 
 
