@@ -283,6 +283,25 @@ def test_fused_transformer_layers_keep_their_path():
     assert monitor.memory_bytes > sum(p.numel() * 4 for p in model.parameters())
 
 
+def test_compiled_and_scripted_modules_are_not_looked_into():
+    model, x = made("linear")
+    compiled = torch.compile(model, backend="eager")
+    with torch.no_grad():
+        expected = compiled(x)
+        with ResourceMonitor(compiled) as monitor:
+            assert torch.equal(compiled(x), expected)
+    (row,) = monitor.rows
+    assert row.calls == 1 and row.parameter_bytes == 4 * (16 * 4 + 4)
+    assert "FLOPs not counted" in monitor.report()
+    outer = nn.Sequential(torch.jit.script(model), compiled)
+    with ResourceMonitor(outer) as monitor:
+        outer[0](x), compiled(x)
+    assert monitor.rows == () and monitor.memory_bytes == 4 * (16 * 4 + 4)
+    model.compile(backend="eager")
+    with pytest.raises(ArgumentError, match="Linear.*Sequential"):
+        ResourceMonitor(model)
+
+
 def test_export_compile_and_deepcopy_after_exit():
     model, x = made("attention")
     with ResourceMonitor(model):

@@ -2,6 +2,7 @@
 
 import doctest
 import struct
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -232,6 +233,21 @@ def test_payload_limit():
         decoder.next_frame()
     with pytest.raises(ArgumentError):
         Decoder(max_payload_bytes=-1)
+
+
+def test_a_header_alone_makes_nobody_allocate():
+    data = encode(plain_frame(np.zeros((1, 1), np.uint8)))
+    claim = reseal(data, put(16, 0, 0, 0, 4, 15, 0, 0, 0))[: header_bytes(2)]  # 2**26 x 15 bytes: allowed
+    tracemalloc.start()
+    try:
+        decoder = Decoder()
+        decoder.receive_data(claim + bytes(100))
+        assert decoder.next_frame() is None and decoder.state is State.PAYLOAD
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+    with pytest.raises(FormatError, match="ends inside"):
+        decoder.close()
 
 
 BAD_FRAMES = {

@@ -17,14 +17,10 @@ from torch.utils.hooks import RemovableHandle
 from torchcoinfer.errors import ArgumentError, BudgetExceeded
 from torchcoinfer.hooks.flops import FlopMode
 from torchcoinfer.hooks.rows import ModuleRow, table
-from torchcoinfer.hooks.sizes import own_bytes, tensor_bytes, tensors
+from torchcoinfer.hooks.sizes import is_closed, own_bytes, tensor_bytes, tensors
 from torchcoinfer.nn.halves import DeviceHalf
 from torchcoinfer.theory.budget import Budget
 from torchcoinfer.theory.costs import header_bytes
-
-# torch leaves their fused path as soon as a hook or a function mode is near, and that moves the last bits
-_FUSED = (nn.TransformerEncoderLayer, nn.MultiheadAttention)
-_CLOSED = (*_FUSED, torch.jit.ScriptModule)  # what is not looked into
 
 
 class BudgetExceededWarning(UserWarning):
@@ -76,8 +72,8 @@ class ResourceMonitor:
         print(monitor.report())
 
     Hooks stand on every module for the length of the block and are removed at its end, after exceptions too.
-    Monitors of one model may be nested. What happens inside ``nn.MultiheadAttention`` and
-    ``nn.TransformerEncoderLayer`` is not looked into, and with one of them in the model no FLOPs are counted.
+    Monitors of one model may be nested. ``nn.MultiheadAttention``, ``nn.TransformerEncoderLayer``, compiled
+    and scripted modules are not looked into, and with one of them in the model no FLOPs are counted.
 
     Args:
         model: any module; a half of a split model too: what a device half returns is what crosses the cut.
@@ -101,7 +97,7 @@ class ResourceMonitor:
             raise ArgumentError(
                 "on_exceed cannot be read", got=repr(on_exceed), expected="'warn', 'raise' or a function"
             )
-        if not isinstance(model, nn.Module) or isinstance(model, _FUSED):
+        if not isinstance(model, nn.Module) or (is_closed(model) and not hasattr(model, "_orig_mod")):
             raise ArgumentError(
                 "this cannot be monitored",
                 got=type(model).__name__,
@@ -109,7 +105,7 @@ class ResourceMonitor:
                 remedy="wrap it: ResourceMonitor(nn.Sequential(module))",
             )
         self.model, self.budget, self.on_exceed = model, budget, on_exceed
-        self.counts_flops = not any(isinstance(module, _FUSED) for module in model.modules())
+        self.counts_flops = not any(is_closed(module) for module in model.modules())
         self._handles: list[RemovableHandle] = []
         self._mode: FlopMode | None = None
         self._seen = _Seen()
@@ -124,9 +120,7 @@ class ResourceMonitor:
         self._seen = _Seen(peak_rss_before=_peak_rss_bytes())
         counted: set[int] = set()
         for name, module in _hooked(self.model):
-            self._seen.rows[id(module)] = ModuleRow(
-                name, type(module).__name__, own_bytes(module, counted, _CLOSED)
-            )
+            self._seen.rows[id(module)] = ModuleRow(name, type(module).__name__, own_bytes(module, counted))
             self._handles.append(
                 module.register_forward_pre_hook(self._before, with_kwargs=True, prepend=True)
             )
@@ -226,7 +220,10 @@ class ResourceMonitor:
 
     @property
     def cut_bytes(self) -> int | None:
-        """Bytes of the tensors that a device half returned last, without headers; None: another model."""
+        """Bytes of the tensors that a device half returned last, without headers; None: another model.
+
+        Where the whole model is on the device, this is its answer, which stays there.
+        """
         return self._seen.cut_bytes
 
     @property
@@ -260,12 +257,17 @@ class ResourceMonitor:
 
 
 def _hooked(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Every module once, in order, without the inside of those that torch runs fused."""
+    """Every module once, in order, without those that are closed and what is inside them.
+
+    A compiled model is itself hooked all the same: the hooks of the wrapper run outside the compiled code.
+    """
     closed: list[str] = []
     for name, module in model.named_modules():
-        if isinstance(module, _FUSED):
-            closed.append(f"{name}.")
-        if not isinstance(module, _CLOSED) and not name.startswith(tuple(closed)):
+        if name.startswith(tuple(closed)):
+            continue
+        if is_closed(module):
+            closed.append(f"{name}." if name else "")
+        if module is model or not is_closed(module):
             yield name, module
 
 

@@ -139,8 +139,8 @@ class Decoder:
                 f"crc32 {zlib.crc32(payload):08x}",
                 f"{header.payload_crc:08x}",
             )
-        if header.dtype == "bool" and any(value > 1 for value in payload):
-            raise damaged("a bool is neither 0 nor 1", f"{max(payload)}", "0 or 1")
+        if header.dtype == "bool" and payload and (largest := np.frombuffer(payload, np.uint8).max()) > 1:
+            raise damaged("a bool is neither 0 nor 1", str(largest), "0 or 1")
         arrays, offset = [], 0
         for dtype, shape in header.sections:
             count = math.prod(shape)
