@@ -80,12 +80,14 @@ def main(arguments: argparse.Namespace) -> int:
         _say(f"note: {note}")
     task = tasks.task_for(loaded, fast=arguments.fast)
     result = compress(loaded.model, task, demo_budget(sizes, task), arguments.fast)
+    _say(f"for comparison: uniform {UNIFORM_BITS}-bit weights at the same cut")
     uniform = pipeline.apply_plan(
         loaded.model,
         uniform_plan(result.plan, sizes, UNIFORM_BITS),
         calibration=task.calibration,
         example_inputs=task.example_inputs,
     )
+    _say(f"judging on {task.judged}")
     quality = judge(loaded, task, result, uniform)
     result.details = {
         **result.details,
@@ -139,6 +141,7 @@ def compress(model: nn.Module, task: tasks.Task, budget: Budget, fast: bool) -> 
             progress=True,
         )
 
+    _say("calibrating, scoring every option of every layer, solving, compressing; minutes on a busy machine")
     try:
         return run(budget)
     except InfeasibleBudget as impossible:
