@@ -17,7 +17,10 @@ from torchcoinfer import __version__
 from torchcoinfer.errors import ArgumentError, TorchCoinferError
 
 EXIT_ERROR = 2  # as argparse's own
-BENCH_SUITES = ("kernels", "quality")  # modules of torchcoinfer.bench with add_arguments(parser) and main(options)
+BENCH_SUITES = (
+    "kernels",
+    "quality",
+)  # modules of torchcoinfer.bench with add_arguments(parser) and main(options)
 BUDGET_ROWS = {
     "latency": "of one run: device, link and server ('80 ms')",
     "energy": "of the device, radio included ('0.6 J')",
@@ -285,7 +288,7 @@ COMMANDS: dict[str, Command] = {
     "export": Command(
         "write both halves as TorchScript, .pt2 or AOTInductor files", _export_arguments, _export
     ),
-    "bench": Command("measure kernels against their peers; JSON rows", _bench_arguments, _bench),
+    "bench": Command("measure kernels or quality against their peers; JSON rows", _bench_arguments, _bench),
     "profile": Command(
         "list, show, measure or save a device, server or link profile", _profile_arguments, _profile
     ),
