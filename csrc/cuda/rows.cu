@@ -1,0 +1,64 @@
+// Rows of x as the linear kernel takes them: float32, padded to whole tiles, rounded to int8 codes if asked.
+
+#include "cuda/element.cuh"
+
+namespace torchcoinfer::cuda {
+namespace {
+
+constexpr int THREADS = 256;
+constexpr int WARP = 32;
+constexpr float CODE_TOP = 127.f;
+
+__global__ void convert(const void* x, Element type, int64_t rows, int64_t K, int64_t stride, float* values) {
+  for (int64_t row = blockIdx.x; row < rows; row += gridDim.x)
+    for (int64_t k = threadIdx.x; k < stride; k += THREADS)
+      values[row * stride + k] = k < K ? load_element(x, type, row * K + k) : 0.f;
+}
+
+// The largest value that any thread of the block holds.
+__device__ float block_maximum(float value) {
+  __shared__ float of_warps[THREADS / WARP];
+  for (int step = WARP / 2; step; step /= 2) value = fmaxf(value, __shfl_xor_sync(0xffffffffu, value, step));
+  if (threadIdx.x % WARP == 0) of_warps[threadIdx.x / WARP] = value;
+  __syncthreads();
+  for (int i = 0; i < THREADS / WARP; ++i) value = fmaxf(value, of_warps[i]);
+  __syncthreads();  // of_warps may be written again
+  return value;
+}
+
+__global__ void quantize(const void* x, Element type, int64_t rows, int64_t K, int64_t stride, float* values,
+                         float* scales) {
+  for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
+    float largest = 0.f;
+    for (int64_t k = threadIdx.x; k < K; k += THREADS)
+      largest = fmaxf(largest, fabsf(load_element(x, type, row * K + k)));
+    largest = block_maximum(largest);
+    const float inverse = largest > 0.f ? CODE_TOP / largest : 0.f;
+    if (threadIdx.x == 0) scales[row] = largest / CODE_TOP;
+    for (int64_t k = threadIdx.x; k < stride; k += THREADS) {
+      const float code = k < K ? rintf(load_element(x, type, row * K + k) * inverse) : 0.f;
+      values[row * stride + k] = fminf(fmaxf(code, -CODE_TOP), CODE_TOP);
+    }
+  }
+}
+
+}  // namespace
+
+const char* float_rows(const void* x, Element type, int64_t rows, int64_t K, float* values, void* stream) {
+  const int64_t stride = ceil_div(K, TILE_K) * TILE_K;
+  if (rows == 0 || stride == 0) return nullptr;
+  convert<<<grid_size(rows, MOST_BLOCKS), THREADS, 0, static_cast<cudaStream_t>(stream)>>>(x, type, rows, K, stride,
+                                                                                           values);
+  return launch_error();
+}
+
+const char* code_rows(const void* x, Element type, int64_t rows, int64_t K, float* values, float* scales,
+                      void* stream) {
+  const int64_t stride = ceil_div(K, TILE_K) * TILE_K;
+  if (rows == 0) return nullptr;
+  quantize<<<grid_size(rows, MOST_BLOCKS), THREADS, 0, static_cast<cudaStream_t>(stream)>>>(x, type, rows, K, stride,
+                                                                                            values, scales);
+  return launch_error();
+}
+
+}  // namespace torchcoinfer::cuda
