@@ -1,4 +1,4 @@
-"""Second moments of layer inputs: the diagonal for clip search, the whole XᵀX for error compensation."""
+"""Moments of layer inputs: the diagonal for clip search, XᵀX and the sum of X for error compensation."""
 
 from __future__ import annotations
 
@@ -60,6 +60,27 @@ def gram(call: LayerCall, args: Sequence[Any], keep: Tensor | None = None) -> Te
         product = x.transpose(1, 2) @ x
         total = product if total is None else total.add_(product)
     return total[0] if total.shape[0] == 1 else total
+
+
+def total(call: LayerCall, args: Sequence[Any], keep: Tensor | None = None) -> Tensor:
+    """Sum of the call's input vectors, then how many there are: float64 [K + 1], or [groups, K + 1]."""
+    h = args[call.input_position].detach()
+    if call.kind == "linear":
+        x = _vectors(h, keep)
+        return _sum_and_count(x.double() if x.dtype == torch.float64 else x.float())
+    sums: Tensor | None = None
+    patch_bytes = 4 * math.prod(args[call.weight_position].shape[1:]) * math.prod(h.shape[1:]) // h.shape[1]
+    for part in h.split(max(1, UNFOLD_BYTES // patch_bytes)):
+        x = patches(call, args, part.float()).transpose(0, 1).flatten(1, 2)
+        product = _sum_and_count(x)
+        sums = product if sums is None else sums.add_(product)
+    return sums[0] if sums.shape[0] == 1 else sums
+
+
+def _sum_and_count(x: Tensor) -> Tensor:
+    """x [..., positions, K] -> [..., K + 1]."""
+    count = torch.full((*x.shape[:-2], 1), float(x.shape[-2]), dtype=torch.float64, device=x.device)
+    return torch.cat([x.sum(-2).double(), count], -1)
 
 
 def patches(call: LayerCall, args: Sequence[Any], h: Tensor) -> Tensor:

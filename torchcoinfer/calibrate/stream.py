@@ -7,7 +7,7 @@ weights replaced, and the run goes on from there. Only the values still to be re
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from torchcoinfer.errors import ArgumentError
 from torchcoinfer.trace import Traced
 
 Values = dict[fx.Node, Any]
+Moment = Callable[[LayerCall, Sequence[Any], Tensor | None], Tensor]
 
 
 class Segment:
@@ -44,6 +45,13 @@ class Segment:
         if self._moments is None:
             self._moments = self._stream.second_moments(self._calls)
         return self._moments
+
+    def inputs_mean(self) -> dict[str, tuple[Tensor, int]]:
+        """Mean of the inputs, float32 [K] (or [groups, K]), and the number of positions behind it."""
+        means = {}
+        for layer, sums in self._stream.totals(self._calls).items():
+            means[layer] = (sums[..., :-1] / sums[..., -1:]).float(), int(sums.flatten()[-1])
+        return means
 
     def advance(self, replacements: Mapping[str, Replacement] | None = None) -> None:
         """Goes on to the next segment.
@@ -105,7 +113,7 @@ class Stream:
             for layer, calls in self._calls.items()
             if len({self._stages[call.node] for call in calls}) > 1 and _multiplies(calls)
         }
-        self._spread_moments: dict[str, Tensor] = {}
+        self._spread_moments: dict[Moment, dict[str, Tensor]] = {}
 
     def __iter__(self) -> Iterator[Segment]:
         self.replacements.clear()
@@ -133,18 +141,25 @@ class Stream:
 
     def second_moments(self, calls_of: Mapping[str, Sequence[LayerCall]]) -> dict[str, Tensor]:
         """XᵀX per layer from the values that wait in front of it."""
+        return self._per_layer(calls_of, moments.gram)
+
+    def totals(self, calls_of: Mapping[str, Sequence[LayerCall]]) -> dict[str, Tensor]:
+        """Sum of the inputs and number of positions per layer, as ``moments.total``."""
+        return self._per_layer(calls_of, moments.total)
+
+    def _per_layer(self, calls_of: Mapping[str, Sequence[LayerCall]], moment: Moment) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
         shared: dict[tuple[Any, ...], Tensor] = {}
         for layer, calls in calls_of.items():
             if layer in self._spread:
-                found[layer] = self._spread_moments[layer]
+                found[layer] = self._spread_moments[moment][layer]
                 continue
             linear = [call for call in calls if call.kind != "embedding"]
             if not linear:
                 continue
             key = tuple(self._input_key(call) for call in linear)
             if key not in shared:
-                shared[key] = self._sum_of_grams(linear)
+                shared[key] = self._sum_of_moments(linear, moment)
             found[layer] = shared[key]
         return found
 
@@ -156,19 +171,19 @@ class Stream:
         kernel = self.interpreter.attribute(call.node.args[call.weight_position]).shape[1:]
         return (source, tuple(kernel), repr(call.node.args[3:]))
 
-    def _sum_of_grams(self, calls: Sequence[LayerCall]) -> Tensor:
+    def _sum_of_moments(self, calls: Sequence[LayerCall], moment: Moment) -> Tensor:
         total: Tensor | None = None
         for batch, values in zip(self.batches, self._values):
             keep = padding_mask(self.traced, batch)
             for call in calls:
                 args = fx.map_arg(call.node.args, lambda read, values=values: values[read])
                 with torch.no_grad():
-                    product = moments.gram(call, args, keep)
+                    product = moment(call, args, keep)
                 total = product if total is None else total.add_(product)
         return total
 
-    def _uncompressed_moments(self) -> dict[str, Tensor]:
-        totals: dict[str, Tensor] = {}
+    def _uncompressed_moments(self) -> dict[Moment, dict[str, Tensor]]:
+        totals: dict[Moment, dict[str, Tensor]] = {moments.gram: {}, moments.total: {}}
         if not self._spread:
             return totals
 
@@ -178,7 +193,8 @@ class Stream:
             def observe(node: fx.Node, args: Sequence[Any], value: Any, keep: Tensor | None = keep) -> Any:
                 call = self.interpreter.call_of.get(node)
                 if call is not None and call.layer in self._spread and call.kind != "embedding":
-                    totals[call.layer] = moments.gram(call, args, keep) + totals.get(call.layer, 0.0)
+                    for moment, sums in totals.items():
+                        sums[call.layer] = moment(call, args, keep) + sums.get(call.layer, 0.0)
                 return value
 
             with torch.no_grad():

@@ -21,15 +21,23 @@ def weight_matrix(module: nn.Module) -> Tensor:
     return weight.T if stored_transposed(module) else weight.flatten(1)
 
 
-def packed_module(module: nn.Module, quantized: Quantized) -> nn.Module:
+def packed_module(module: nn.Module, quantized: Quantized, shift: Tensor | None = None) -> nn.Module:
     """The packed module that takes the place of ``module``, bias included.
+
+    Args:
+        module: the float module; not changed.
+        quantized: its new weight.
+        shift: [N], added to the bias; None: the bias stays.
 
     Raises:
         PlanError: a format that the module's kind does not have.
     """
     option = quantized.option
+    bias = getattr(module, "bias", None)
+    if bias is not None and shift is not None:
+        bias = (bias.float() + shift).to(bias.dtype)
     if option.format != "int":
-        return _sparse_linear(module, quantized)
+        return _sparse_linear(module, quantized, bias)
     codes, scales, zeros = quantized.codes, quantized.scales, quantized.zeros
     storage = {"bits": option.bits, "group_size": option.group_size}
     if isinstance(module, nn.Embedding):
@@ -39,11 +47,11 @@ def packed_module(module: nn.Module, quantized: Quantized) -> nn.Module:
         )
     storage["activation_bits"] = option.activation_bits
     if isinstance(module, nn.Conv2d):
-        return QuantConv2d.from_quantized(codes, scales, zeros, module.bias, like=module, **storage)
-    return QuantLinear.from_quantized(codes, scales, zeros, module.bias, **storage)
+        return QuantConv2d.from_quantized(codes, scales, zeros, bias, like=module, **storage)
+    return QuantLinear.from_quantized(codes, scales, zeros, bias, **storage)
 
 
-def _sparse_linear(module: nn.Module, quantized: Quantized) -> nn.Module:
+def _sparse_linear(module: nn.Module, quantized: Quantized, bias: Tensor | None) -> nn.Module:
     option = quantized.option
     if not isinstance(module, nn.Linear) and not stored_transposed(module):
         raise PlanError(
@@ -55,7 +63,7 @@ def _sparse_linear(module: nn.Module, quantized: Quantized) -> nn.Module:
         _refuse_activation_bits(module, option)
         return SparseLinear.from_dense(
             quantized.codes,
-            module.bias,
+            bias,
             format=option.format,
             mask=quantized.mask,
             values_dtype=quantized.codes.dtype,
@@ -65,7 +73,7 @@ def _sparse_linear(module: nn.Module, quantized: Quantized) -> nn.Module:
         quantized.mask,
         quantized.scales,
         quantized.zeros,
-        module.bias,
+        bias,
         format=option.format,
         bits=option.bits,
         group_size=option.group_size,
