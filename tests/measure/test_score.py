@@ -51,7 +51,7 @@ def test_equals_brute_force(name, working_set_bytes):
             response = exact_response(model, inputs, layer, change)
             expected = float(response.square().flatten(1).sum(1).mean()) / signal
             assert point.distortion == pytest.approx(expected, rel=tolerance)
-            if layer != "positions":  # of an embedding, only rows that were read count
+            if isinstance(model.get_submodule(layer), nn.Linear):  # of embeddings only rows that were read
                 assert point.weight_mse == pytest.approx(float(change.square().mean()), rel=1e-6)
                 assert point.weight_l1 == pytest.approx(float(change.abs().mean()), rel=1e-6)
 
@@ -79,18 +79,49 @@ def test_unbiased(name):
         assert abs(float(values.mean()) - exact[layer][0].distortion) <= 4 * error + 1e-12, layer
 
 
-def test_the_same_however_the_data_are_chunked():
-    model, inputs, traced, statistics = prepared("convolutions", batch=5)
+@pytest.mark.parametrize("name", ["convolutions", "bert", "tokens"])
+def test_the_same_however_the_data_are_chunked(name):
+    model, inputs, traced, statistics = prepared(name, batch=5)
     found = changes(traced)
     runs = [
         score_options(
             traced, statistics, table_of(traced), weights=weights_of(model, found), working_set_bytes=size
         )
-        for size in (64 << 20, 1 << 16)
+        for size in (64 << 20, 1 << 12)
     ]
-    for layer in runs[0]:
+    for layer in set(runs[0]) - {"positions"}:  # what samples share is summed over those of a chunk
         for one, other in zip(runs[0][layer], runs[1][layer]):
             assert one.distortion == pytest.approx(other.distortion, rel=1e-2)
+
+
+class Contrast(nn.Module):
+    """Each sample's output depends on the whole batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.outer = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        x = torch.tanh(self.inner(x))
+        return self.outer(x - x.mean(0))
+
+
+@pytest.mark.parametrize("shapes", [None, (None,)], ids=["dynamic batch", "fixed batch"])
+@pytest.mark.parametrize("working_set_bytes", [64 << 20, 1])
+def test_samples_that_depend_on_one_another_are_run_together(shapes, working_set_bytes):
+    torch.manual_seed(0)
+    model, inputs = Contrast().double(), (torch.randn(3, 3, dtype=torch.float64),)
+    traced = trace(model, inputs, dynamic_shapes=shapes)
+    statistics, found = calibrate(traced, [inputs]), changes(traced)
+    curves = score_options(
+        traced, statistics, table_of(traced), weights=weights_of(model, found), noise=Basis(), probes=6,
+        working_set_bytes=working_set_bytes,
+    )  # fmt: skip
+    for layer, points in curves.items():
+        for point in points:
+            response = exact_response(model, inputs, layer, found[layer, point.option])
+            expected = float(response.square().sum()) / 3 / statistics.signal
+            assert point.distortion == pytest.approx(expected, rel=1e-9 if working_set_bytes > 1 else 0.02)
 
 
 def test_a_batch_of_fixed_size_is_run_whole():

@@ -182,12 +182,6 @@ def last_uses(order: Sequence[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
     return ends
 
 
-def batch_symbol(traced: Traced) -> str | None:
-    """The symbol of the batch dim, where it may vary; samples of a batch can then be run a few at a time."""
-    spec = next((spec for spec in traced.call.inputs if spec.shape), None)
-    return spec.shape[0] if spec is not None and isinstance(spec.shape[0], str) else None
-
-
 def padding_mask(traced: Traced, inputs: Sequence[Tensor]) -> Tensor | None:
     """``attention_mask`` [B, S] among the inputs: 0 where a position is padding, which no one reads."""
     position = mask_position(traced)

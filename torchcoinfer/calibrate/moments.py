@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -48,32 +48,26 @@ def gram(call: LayerCall, args: Sequence[Any], keep: Tensor | None = None) -> Te
         call, args: a linear or convolution call and its arguments.
         keep: [B, S], 0 where a position is padding: left out of linear inputs that begin with (B, S).
     """
-    h = args[call.input_position].detach()
+    return cross(call, args, args, keep)
+
+
+def cross(call: LayerCall, plain: Sequence[Any], args: Sequence[Any], keep: Tensor | None = None) -> Tensor:
+    """XᵀX' with X the inputs in ``plain`` and X' those in ``args``, of the same call in two runs; as ``gram``."""
     if call.kind == "linear":
-        x = _vectors(h, keep).float()
-        return x.t() @ x
-    total: Tensor | None = None
-    patch_bytes = 4 * math.prod(args[call.weight_position].shape[1:]) * math.prod(h.shape[1:]) // h.shape[1]
-    for part in h.split(max(1, UNFOLD_BYTES // patch_bytes)):
-        x = patches(call, args, part.float())
-        x = x.transpose(0, 1).flatten(1, 2)
-        product = x.transpose(1, 2) @ x
-        total = product if total is None else total.add_(product)
-    return total[0] if total.shape[0] == 1 else total
+        x, y = (_vectors(a[call.input_position].detach(), keep).float() for a in (plain, args))
+        return x.t() @ y
+    product: Tensor | None = None
+    for x, y in zip(_patch_parts(call, plain), _patch_parts(call, args)):
+        part = x.transpose(1, 2) @ y
+        product = part if product is None else product.add_(part)
+    return product[0] if product.shape[0] == 1 else product
 
 
 def total(call: LayerCall, args: Sequence[Any], keep: Tensor | None = None) -> Tensor:
     """Sum of the call's input vectors, then how many there are: float64 [K + 1], or [groups, K + 1]."""
-    h = args[call.input_position].detach()
     if call.kind == "linear":
-        x = _vectors(h, keep)
-        return _sum_and_count(x.double() if x.dtype == torch.float64 else x.float())
-    sums: Tensor | None = None
-    patch_bytes = 4 * math.prod(args[call.weight_position].shape[1:]) * math.prod(h.shape[1:]) // h.shape[1]
-    for part in h.split(max(1, UNFOLD_BYTES // patch_bytes)):
-        x = patches(call, args, part.float()).transpose(0, 1).flatten(1, 2)
-        product = _sum_and_count(x)
-        sums = product if sums is None else sums.add_(product)
+        return _sum_and_count(_vectors(args[call.input_position].detach(), keep).float())
+    sums = torch.stack([_sum_and_count(x) for x in _patch_parts(call, args)]).sum(0)
     return sums[0] if sums.shape[0] == 1 else sums
 
 
@@ -81,6 +75,14 @@ def _sum_and_count(x: Tensor) -> Tensor:
     """x [..., positions, K] -> [..., K + 1]."""
     count = torch.full((*x.shape[:-2], 1), float(x.shape[-2]), dtype=torch.float64, device=x.device)
     return torch.cat([x.sum(-2).double(), count], -1)
+
+
+def _patch_parts(call: LayerCall, args: Sequence[Any]) -> Iterator[Tensor]:
+    """A convolution's input vectors, [groups, positions, K], some samples at a time."""
+    h = args[call.input_position].detach()
+    patch_bytes = 4 * math.prod(args[call.weight_position].shape[1:]) * math.prod(h.shape[1:]) // h.shape[1]
+    for part in h.split(max(1, UNFOLD_BYTES // patch_bytes)):
+        yield patches(call, args, part.float()).transpose(0, 1).flatten(1, 2)
 
 
 def patches(call: LayerCall, args: Sequence[Any], h: Tensor) -> Tensor:

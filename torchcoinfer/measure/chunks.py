@@ -54,10 +54,10 @@ def responses(
         batch = batch_size(inputs)
         step = batch
         if tape.divisible:
-            one = response_bytes(tape.shapes(tape.take(inputs, slice(0, 1)), nodes), probes)
+            one = response_bytes(tape.shapes(tape.dims.take(inputs, slice(0, 1)), nodes), probes)
             step = max(1, min(batch, budget_bytes // max(one, 1)))
         for start in range(0, batch, step):
-            chunk = inputs if step == batch else tape.take(inputs, slice(start, start + step))
+            chunk = inputs if step == batch else tape.dims.take(inputs, slice(start, start + step))
             size = batch_size(chunk)
             judged, sites = tape.record(chunk, nodes)
             drawn = noise(judged.detach(), probes, range(first + start, first + start + size))

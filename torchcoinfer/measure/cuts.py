@@ -50,7 +50,7 @@ def score_cuts(
     probes = statistics.probes if probes is None else probes
     noise = noise or Rademacher(statistics.seed if seed is None else seed)
     data = statistics.batches if batches is None else batches
-    tape = Tape(traced, statistics.judge)
+    tape = Tape(traced, statistics.judge, data[0])
     coded = {name: [b for b in dict.fromkeys(choices) if b is not None] for name, choices in bits.items()}
     coded = {name: choices for name, choices in coded.items() if choices}
     samples = sum(batch_size(batch) for batch in data)

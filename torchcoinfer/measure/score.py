@@ -100,7 +100,7 @@ def score_options(
     probes = statistics.probes if probes is None else probes
     noise = noise or Rademacher(statistics.seed if seed is None else seed)
     data = statistics.batches if batches is None else batches
-    tape = Tape(traced, statistics.judge, dict(replacements or {}))
+    tape = Tape(traced, statistics.judge, data[0], replacements)
     # rows that calibration has not read may be read by other data: then all rows are kept
     known = {id(batch) for batch in statistics.batches}
     row_counts = statistics.row_counts if all(id(batch) in known for batch in data) else {}

@@ -7,15 +7,16 @@ is changed, and no ``grad`` is accumulated.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from torchcoinfer.calibrate.interpret import Interpreter, Replacement, aten, batch_symbol
+from torchcoinfer.calibrate.interpret import Interpreter, Replacement, aten
 from torchcoinfer.calibrate.judge import Judge, batch_size
+from torchcoinfer.measure.samples import BatchDims
 from torchcoinfer.trace import Traced
 
 Noise = Callable[[Tensor, int, Sequence[int]], Tensor]
@@ -29,9 +30,9 @@ class Site:
     Attributes:
         args: the arguments of its node, detached.
         value: the value, part of the differentiable graph.
-        leads: its first dim is the batch. If not (position embeddings, windows), the samples of a chunk share
-            it: the squared response is then that of their sum, which is unbiased too since the probes of
-            different samples are independent.
+        leads: its first dim is the batch, and samples are independent. If not (position embeddings, windows),
+            the samples of a chunk share it: the squared response is then that of their sum, which is unbiased
+            too, since the probes of different samples are independent.
     """
 
     node: fx.Node
@@ -46,29 +47,37 @@ class Tape:
     Args:
         traced: the traced model.
         judge: takes the judged tensor out of the output.
+        batch: flat inputs on which it is tried whether samples are independent. Where they are not (a batch
+            statistic, a contrast over the batch) batches are run whole and answer as one.
         replacements: weights replaced in every run: Jacobians are then those of the compressed model.
     """
 
-    def __init__(self, traced: Traced, judge: Judge, replacements: dict[str, Replacement] | None = None):
+    def __init__(
+        self,
+        traced: Traced,
+        judge: Judge,
+        batch: Sequence[Tensor],
+        replacements: Mapping[str, Replacement] | None = None,
+    ):
         self.traced, self.judge = traced, judge
         self.interpreter = Interpreter(traced)
         self._replacements = replacements or {}
-        self._batch_symbol = batch_symbol(traced)
-        leading = [spec.shape[0] if spec.shape else None for spec in traced.call.inputs]
-        self.leading_inputs = [size == self._batch_symbol for size in leading]
+        self.dims = BatchDims.of(traced, batch)
+        self.independent = self.dims.independent(batch, self._judged)
 
     @property
     def divisible(self) -> bool:
         """True when a batch can be run a few samples at a time."""
-        return self._batch_symbol is not None
-
-    def take(self, inputs: Sequence[Tensor], rows: slice) -> tuple[Tensor, ...]:
-        """Some samples of a batch: inputs that lead with the batch dim are cut, others shared."""
-        return tuple(value[rows] if lead else value for lead, value in zip(self.leading_inputs, inputs))
+        return self.independent and bool(self.dims.symbols)
 
     def few(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The fewest samples that can be run at once."""
-        return self.take(inputs, slice(0, 1)) if self.divisible else tuple(inputs)
+        return self.dims.take(inputs, slice(0, 1)) if self.divisible else tuple(inputs)
+
+    def _judged(self, inputs: Sequence[Tensor]) -> Tensor:
+        with torch.no_grad():
+            outputs = self.interpreter.run(inputs, replacements=self._replacements)
+            return self.judge.tensor(self.traced.unflatten_outputs(outputs), inputs)
 
     def shapes(self, inputs: Sequence[Tensor], nodes: Collection[fx.Node]) -> dict[fx.Node, tuple[int, int]]:
         """Elements of (value, largest tensor argument) at each node, from one plain forward pass."""
@@ -94,7 +103,7 @@ class Tape:
             if node not in nodes or not isinstance(value, Tensor) or not value.is_floating_point():
                 return value
             leads = self._leads(node, value, batch)
-            if not leads and _only_added(node, value):
+            if not leads and self.independent and _only_added(node, value):
                 value, leads = value.expand(batch, *value.shape[1:]), True
             if not value.requires_grad:
                 value = value.detach().requires_grad_(True)
@@ -108,12 +117,12 @@ class Tape:
         return judged, sites
 
     def _leads(self, node: fx.Node, value: Tensor, batch: int) -> bool:
-        if value.dim() == 0 or value.shape[0] != batch:
+        if not self.independent or value.dim() == 0 or value.shape[0] != batch:
             return False
         traced_value = node.meta.get("val")
-        if self._batch_symbol is None or not isinstance(traced_value, Tensor):
+        if not self.dims.symbols or not isinstance(traced_value, Tensor):
             return True
-        return str(traced_value.shape[0]) == self._batch_symbol
+        return str(traced_value.shape[0]) in self.dims.symbols
 
     def responses(self, judged: Tensor, sites: dict[fx.Node, Site], noise: Tensor) -> dict[fx.Node, Tensor]:
         """g = Jᵀu at each site, [B, P, M] ([1, P, M] where the batch does not lead), M elements a sample.
@@ -178,7 +187,7 @@ class Rademacher:
     def __call__(self, judged: Tensor, probes: int, samples: Sequence[int]) -> Tensor:
         drawn = []
         for sample in samples:
-            # torch's CPU generator reads 32 bits of its seed: shifting one number above the other would lose it
+            # torch's CPU generator reads 32 bits of its seed: a number shifted above them would be lost
             own_seed = zlib.crc32(f"{self.seed}:{sample}".encode())
             generator = torch.Generator().manual_seed(own_seed)
             bits = torch.randint(0, 2, (probes, *judged.shape[1:]), generator=generator, dtype=torch.int8)
