@@ -25,10 +25,11 @@ def main() -> None:
     for note in loaded.notes:
         print(f"note: {note}")
     size, generator = (64 if small else 224), torch.Generator().manual_seed(0)
-    frames = [torch.rand(4, 3, size, size, generator=generator) for _ in range(6)]
+    frames = [torch.rand(4, 3, size, size, generator=generator) for _ in range(9)]
 
-    # what the camera can hold and send: the split decides whether pixels or features cross the link
-    budget = tci.Budget(latency="2 s", device_memory="24 MiB", server_memory="64 MiB", uplink="200 kB")
+    # neither side can hold the whole model; the split decides whether pixels or features cross the link
+    memory = "6 MiB" if small else "14 MiB"
+    budget = tci.Budget(latency="2 s", device_memory=memory, server_memory=memory, uplink="200 kB")
     result = tci.compress_and_split(
         loaded.model,
         budget,

@@ -103,6 +103,11 @@ def test_a_plan_alone_is_enough(plan):
     assert not re.search(r"\bnan\b", text)
 
 
+def test_a_plan_that_compresses_nothing_bounds_nothing(plan):
+    bare = replace(plan, bounds={"weights": weights_block({})})
+    assert content.weight_sentences(bare) == ["no layer is compressed: nothing to bound"]
+
+
 @pytest.mark.parametrize(
     ("entry", "text"),
     [

@@ -107,4 +107,5 @@ def test_floor_block_without_measurement_says_so():
     block = weights_block({"a": SpentLayer(fit, 1.0), "b": SpentLayer(fit, 1.0, 0.4)})
     assert block["floor"] == pytest.approx(2 * 10 * 0.25)
     assert block["measured"] == {"unavailable": "some layers were not measured"}
+    assert weights_block({})["measured"] == {"unavailable": "no layer is compressed"}
     assert weights_block({"dead": SpentLayer(fit_laplace(np.zeros(4)), 2.0, 0.0)})["floor"] == 0.0

@@ -36,7 +36,8 @@ LIBRARY = Path(ops.__file__).resolve().parent.parent / "_C.so"
 
 # what a user of the exported files runs: torch and the op library, nothing else of this package
 _FRESH_PROCESS = """
-import sys, torch
+import sys, warnings, torch
+warnings.simplefilter("ignore", FutureWarning)  # torch announces that TorchScript will go
 library, device, server, inputs, outputs = sys.argv[1:]
 torch.ops.load_library(library)
 sent = torch.jit.load(device)(*torch.load(inputs))

@@ -169,6 +169,8 @@ def weight_sentences(plan: Plan) -> list[str]:
     floor, measured = number_of(block.get("floor")), number_of(block.get("measured"))
     if floor is None:
         return [f"floor: {bound_text(block.get('floor'))}"]
+    if not block.get("layers"):
+        return ["no layer is compressed: nothing to bound"]
     lines = [
         f"floor: sum |w - w'| >= {floor:.4g} for any code of these bits, if the weights were iid Laplacian",
         f"measured: {measured:.4g}"

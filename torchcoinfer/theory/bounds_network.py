@@ -150,11 +150,13 @@ def weights_block(layers: Mapping[str, SpentLayer]) -> dict[str, Any]:
             "measured_l1": layer.measured_l1,
         }
     measured = [row["measured_l1"] for row in rows.values()]
-    total: float | dict[str, str] = (
-        {"unavailable": "some layers were not measured"}
-        if None in measured or not rows
-        else sum(row["numel"] * row["measured_l1"] for row in rows.values())
-    )
+    total: float | dict[str, str]
+    if not rows:
+        total = {"unavailable": "no layer is compressed"}
+    elif None in measured:
+        total = {"unavailable": "some layers were not measured"}
+    else:
+        total = sum(row["numel"] * row["measured_l1"] for row in rows.values())
     return {
         "unit": "sum of |w - w'|, units of the weights",
         "floor": sum(row["numel"] * row["floor_l1"] for row in rows.values()),
