@@ -91,7 +91,7 @@ def test_the_same_however_the_data_are_chunked(name):
     ]
     for layer in set(runs[0]) - {"positions"}:  # what samples share is summed over those of a chunk
         for one, other in zip(runs[0][layer], runs[1][layer]):
-            assert one.distortion == pytest.approx(other.distortion, rel=1e-2)
+            assert one.distortion == pytest.approx(other.distortion, rel=3e-2)
 
 
 class Contrast(nn.Module):
@@ -142,7 +142,7 @@ def test_a_batch_of_fixed_size_is_run_whole():
     )
     for layer in free:
         for one, other in zip(fixed[layer], free[layer]):
-            assert one.distortion == pytest.approx(other.distortion, rel=1e-2)
+            assert one.distortion == pytest.approx(other.distortion, rel=3e-2)
 
 
 def test_scored_around_a_compressed_model():
