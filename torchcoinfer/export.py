@@ -27,6 +27,7 @@ from torch.export import Dim, ExportedProgram
 from torchcoinfer.errors import ArgumentError, ExportError
 from torchcoinfer.nn.callspec import InputSpec
 from torchcoinfer.nn.halves import DeviceHalf, Half, ServerHalf
+from torchcoinfer.trace.build import symbolic_shape
 
 
 def export_halves(
@@ -134,7 +135,7 @@ def program(half: Half) -> ExportedProgram:
     exported = torch.export.export(half.graph_module, examples, dynamic_shapes=dynamic, strict=False)
     inputs = [node for node in exported.graph.nodes if node.op == "placeholder"][-len(specs) :]
     fixed = {
-        spec.name: [dim for dim in free if isinstance(node.meta["val"].shape[dim], int)]
+        spec.name: [dim for dim in free if isinstance(symbolic_shape(node.meta["val"])[dim], int)]
         for spec, free, node in zip(specs, dynamic, inputs)
     }
     fixed = {name: dims for name, dims in fixed.items() if dims}

@@ -15,7 +15,7 @@ from torchcoinfer.nn.halves import Crossing, DeviceHalf, ServerHalf
 from torchcoinfer.theory.graph import Cut, cut_from_tensors
 from torchcoinfer.theory.plan import CutPlan
 from torchcoinfer.trace import Traced, coded_leading_dims
-from torchcoinfer.trace.build import concrete_size
+from torchcoinfer.trace.build import concrete_size, symbolic_shape
 
 SIZES = "sizes"  # name of the tensor without elements whose shape carries sizes that no other tensor has
 _SIZE = torch.ops.aten.sym_size.int
@@ -92,7 +92,7 @@ class _Halves:
         places = {
             size.node.expr: (node, dim)
             for node in reversed(self.sent.values())
-            for dim, size in reversed(list(enumerate(node.meta["val"].shape)))
+            for dim, size in reversed(list(enumerate(symbolic_shape(node.meta["val"]))))
             if isinstance(size, torch.SymInt)
         }
         resolved: dict[fx.Node, tuple[fx.Node, int]] = {}
@@ -167,7 +167,9 @@ class _Halves:
         """What a half keeps beside its graph: the call, what crosses, varying sizes at the sample."""
         placeholders = [node for node in self.traced.module.graph.nodes if node.op == "placeholder"]
         sizes = [n.meta["val"] for n in self.carried]
-        sizes += [size for n in (*placeholders, *self.sent.values()) for size in n.meta["val"].shape]
+        sizes += [
+            size for n in (*placeholders, *self.sent.values()) for size in symbolic_shape(n.meta["val"])
+        ]
         varying = [size for size in sizes if isinstance(size, torch.SymInt)]
         at_sample = {str(size): self.traced.size(size) for size in varying}
         least_two = {symbol: sympy.Max(2, value) for symbol, value in self.traced.sizes.items()}
@@ -186,7 +188,7 @@ def _tensor_name(traced: Traced, node: fx.Node) -> str:
 
 def _crossing(name: str, node: fx.Node, bits: int | None) -> Crossing:
     value = node.meta["val"]
-    shape = tuple(size if isinstance(size, int) else str(size) for size in value.shape)
+    shape = tuple(size if isinstance(size, int) else str(size) for size in symbolic_shape(value))
     if bits is None:
         return Crossing(name, shape, dtype_name(value.dtype))
     leading = coded_leading_dims(value)

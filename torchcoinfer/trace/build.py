@@ -141,12 +141,19 @@ def coded_leading_dims(value: Tensor) -> int | None:
     """
     if value.dtype not in (torch.float32, torch.float16, torch.bfloat16) or value.dim() < 2:
         return None
-    static = [isinstance(size, int) for size in value.shape]
+    static = [isinstance(size, int) for size in symbolic_shape(value)]
     if not static[-1]:
         return None
     if value.dim() < 4 or not all(static[1:]):
         return value.dim() - 1
     return 2 if value.shape[2:].numel() >= 64 else 1
+
+
+def symbolic_shape(value: Tensor) -> tuple[int | torch.SymInt, ...]:
+    """The sizes of a traced value: ints, and symbols only where they really vary."""
+    return tuple(
+        int(size) if isinstance(size, int) or size.node.expr.is_number else size for size in value.shape
+    )
 
 
 def concrete_size(size: int | torch.SymInt, sizes: Mapping[sympy.Symbol, sympy.Integer]) -> int:

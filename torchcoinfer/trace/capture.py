@@ -25,6 +25,7 @@ CURES = (
     ("Unsupported", "an op or Python feature that torch.export does not know: rewrite it with torch ops"),
     ("unexpected keyword", "example_inputs do not fit forward(): pass a dict of its own argument names"),
     ("missing", "example_inputs do not fit forward(): pass every argument that it requires"),
+    ("reduction dim", "example_inputs have shapes that the model cannot take: check sizes and dtypes"),
     ("shape", "example_inputs have shapes that the model cannot take: check sizes and dtypes"),
     ("size", "example_inputs have shapes that the model cannot take: check sizes and dtypes"),
     ("expected scalar type", "example_inputs have another dtype than the model computes with"),

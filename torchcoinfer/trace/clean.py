@@ -55,12 +55,6 @@ def flat_module(program: ExportedProgram) -> fx.GraphModule:
 def _unlifted(program: ExportedProgram) -> fx.GraphModule:
     module = program.module(check_guards=False)
     module.graph.set_codegen(fx.graph.CodeGen())
-    buffers = program.graph_signature.buffers_to_mutate
-    if buffers:
-        raise TraceError(
-            "the model writes to its own buffers in forward", got=", ".join(buffers.values()),
-            expected="a forward without state", remedy="return the state, or compute it anew in each call",
-        )  # fmt: skip
     higher = [n for n in module.graph.nodes if isinstance(n.target, torch._ops.HigherOrderOperator)]
     if higher:
         raise TraceError(
@@ -103,6 +97,13 @@ def _functionalize(graph: fx.Graph) -> bool:
         if node.target is aten.detach_.default:
             node.target = aten.detach.default
             continue
+        if any(name.op == "get_attr" for name in family[node]):
+            raise TraceError(
+                "the model writes to its own buffers or parameters in forward",
+                got=", ".join(str(name.target) for name in family[node] if name.op == "get_attr"),
+                expected="a forward without state",
+                remedy="return the state, or compute it anew in each call",
+            )  # fmt: skip
         functional = _functional(node.target)
         written = node.args[0]
         names = [n for n in family[node] if position[n] < position[node]]

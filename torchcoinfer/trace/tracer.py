@@ -19,7 +19,7 @@ from torchcoinfer.nn.callspec import CallSpec, Constant, InputSpec, dtype_name
 from torchcoinfer.theory import graph as planner
 from torchcoinfer.theory.budget import Workload
 from torchcoinfer.trace import capture
-from torchcoinfer.trace.build import GraphBuilder, concrete_size
+from torchcoinfer.trace.build import GraphBuilder, concrete_size, symbolic_shape
 from torchcoinfer.trace.clean import flat_module
 
 
@@ -162,7 +162,7 @@ def _call_spec(
     for leaf in pytree.tree_leaves(arguments):
         if isinstance(leaf, Tensor):
             node = next(names)
-            shape = tuple(s if isinstance(s, int) else str(s) for s in node.meta["val"].shape)
+            shape = tuple(s if isinstance(s, int) else str(s) for s in symbolic_shape(node.meta["val"]))
             in_leaves.append(InputSpec(node.name, shape, dtype_name(leaf.dtype)))
         else:
             in_leaves.append(Constant(leaf))
