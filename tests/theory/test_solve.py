@@ -1,10 +1,11 @@
 """The solver against trying everything, its promises on budgets, and its behavior in plain cases."""
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from brute_force import best_value, least_relaxation, random_problem
+from brute_force import ROWS, best_value, enumerate_rows, frontiers, least_relaxation, random_problem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -196,3 +197,60 @@ def test_an_impossible_budget_says_what_would_do():
     for name, value in error.least.items():
         alone = replace(problem, budget=Budget(**{name: value * (1 + 1e-12)}))
         assert_within(solve(alone), alone.budget)
+
+
+@pytest.mark.parametrize("seed", range(100, 116))
+def test_placement_in_the_integer_program_equals_brute_force_over_all_frontiers(seed):
+    problem = replace(problem_of_seed(seed, 7), frontier_limit=0)
+    want = best_value(problem)
+    if want == np.inf:
+        with pytest.raises(InfeasibleBudget):
+            solve(problem)
+        return
+    plan = solve(problem)
+    assert_within(plan, problem.budget)
+    got = plan.predicted[PREDICTED_OF_ROW[problem.search.minimize]]
+    assert got == pytest.approx(want, rel=1e-9, abs=0.0)
+    assert plan.optimality["over"] == "all frontiers"
+    assert plan.optimality["gap"] <= 1e-9
+
+
+def one_option_everywhere(problem, option_index):
+    """The papers' problem for one option: everything on the device takes it; brute force over the rest."""
+    limits, best = problem.budget.rows(), np.inf
+    for device in frontiers(problem.graph):
+        choices = {}
+        for layer in problem.graph.layers:
+            here = any(u.layer == layer.name and u.name in device for u in problem.graph.units)
+            choices[layer.name] = (problem.choices[layer.name][option_index if here else 0],)
+        own = replace(problem, choices=choices)
+        for f, g, p in itertools.product(own.device.clocks_hz, own.server.clocks_hz, own.link.transmit_w):
+            table = enumerate_rows(own, device, f, g, p)
+            fits = np.all([table[:, ROWS.index(n)] <= v for n, v in limits.items()], axis=0)
+            best = min(best, table[fits, -1].min(initial=np.inf))
+    return best
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_papers_mode_takes_one_option_for_the_device(seed):
+    problem = problem_of_seed(seed, 6)
+    for layer in problem.graph.layers:
+        object.__setattr__(layer, "group", None)
+    problem = replace(
+        problem,
+        search=Search(mode="analytic", gap=0.0),
+        device=replace(problem.device, static_w=0.0),
+        link=replace(problem.link, receive_w=0.0),
+    )
+    options = min(len(choices) for choices in problem.choices.values()) if problem.choices else 0
+    want = min(one_option_everywhere(problem, k) for k in range(max(options, 1)))
+    if want == np.inf:
+        with pytest.raises(InfeasibleBudget) as info:
+            solve(problem)
+        assert_within(solve(replace(problem, budget=info.value.attainable)), info.value.attainable)
+        return
+    plan = solve(problem)
+    assert_within(plan, problem.budget)
+    assert plan.predicted["distortion"] == pytest.approx(want, rel=1e-9, abs=0.0)
+    taken = {(p.bits, p.format) for p in plan.layers.values() if p.side != "server"}
+    assert len(taken) <= 1

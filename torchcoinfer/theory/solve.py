@@ -9,14 +9,16 @@ not prune are solved exactly. The answer carries its bound; nothing depends on t
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from torchcoinfer.errors import InfeasibleBudget
 from torchcoinfer.theory.budget import Budget
-from torchcoinfer.theory.plan import PREDICTED_OF_ROW, CutPlan, LayerPlan, Plan
+from torchcoinfer.theory.graph import Cut
+from torchcoinfer.theory.plan import Plan
+from torchcoinfer.theory.solve_analytic import uniform_tables
 from torchcoinfer.theory.solve_dual import (
     DualState,
     Incumbent,
@@ -27,35 +29,22 @@ from torchcoinfer.theory.solve_dual import (
     relax_states,
 )
 from torchcoinfer.theory.solve_pair import finish_pair
+from torchcoinfer.theory.solve_placement import UNIT_LIMIT, Placement
+from torchcoinfer.theory.solve_plan import Solution, make_plan
 from torchcoinfer.theory.solve_problem import Choice, CutOption, Problem, build_problem
 from torchcoinfer.theory.solve_relax import least_violation, round_up
-from torchcoinfer.theory.solve_table import DB, ROWS, SB, Table, make_table
+from torchcoinfer.theory.solve_table import ROWS, Table, layer_decisions, make_table
+
+PROPOSALS = 60  # frontiers asked for at most; what is left unproven then shows in the gap
 
 __all__ = ["Choice", "CutOption", "Problem", "Solution", "build_problem", "solve", "solve_table"]
-
-
-@dataclass(frozen=True)
-class Solution:
-    """A proven answer: ``value`` of the objective and its lower ``bound``; ``rows``: all rows, exact."""
-
-    pair: int
-    items: np.ndarray
-    value: float
-    bound: float
-    rows: Mapping[str, float]
-
-    @property
-    def gap(self) -> float:
-        """Relative distance of value and bound, 0 when both are equal."""
-        return 0.0 if self.value <= self.bound else (self.value - self.bound) / abs(self.value)
 
 
 def solve_table(table: Table, objective: str, limits: Mapping[str, float], gap: float) -> Solution | None:
     """Least ``objective`` over all pairs of the table within ``limits``, to a relative gap; None: impossible.
 
     The states of a cut are first relaxed into one knapsack: mostly its plan is feasible in one of them, or
-    its
-    bound rules all of them out.
+    its bound rules all of them out.
     """
     real, incumbent = make_knapsacks(table, objective, limits), Incumbent()
     relaxed = relax_states(real)
@@ -75,7 +64,7 @@ def solve_table(table: Table, objective: str, limits: Mapping[str, float], gap: 
         return None
     bound = min(incumbent.value, float(outer.bound.min()))
     rows = table.evaluate(incumbent.pair, incumbent.items)
-    return Solution(incumbent.pair, incumbent.items, incumbent.value, bound, rows)
+    return Solution(incumbent.pair, incumbent.items, incumbent.value, bound, rows, len(table.cuts))
 
 
 def _finish_states(real: Knapsacks, state: DualState, pairs: np.ndarray, bound: float, gap: float) -> None:
@@ -85,6 +74,39 @@ def _finish_states(real: Knapsacks, state: DualState, pairs: np.ndarray, bound: 
     for pair in pairs[np.argsort(state.bound[pairs], kind="stable")]:
         if state.bound[pair] < state.incumbent.target(gap):
             finish_pair(real, state, int(pair), gap)
+
+
+def _search_frontiers(
+    problem: Problem,
+    objective: str,
+    limits: Mapping[str, float],
+    gap: float,
+    known: Sequence[Cut],
+    incumbent: float,
+    solve_cut: Callable[[Cut], float],
+) -> float:
+    """Looks for frontiers beyond ``known`` that could beat the incumbent, and has each solved exactly.
+
+    Args:
+        incumbent: the best objective so far, inf if none.
+        solve_cut: solves one cut and returns the best objective so far.
+
+    Returns:
+        a lower bound of the objective over all frontiers that were neither known nor solved.
+    """
+    placement = Placement(problem, objective, limits, incumbent if np.isfinite(incumbent) else 0.0)
+    for cut in known:
+        placement.exclude(cut)
+    bound = -np.inf
+    for _ in range(PROPOSALS):
+        proposal = placement.propose(gap / 2)
+        bound = max(bound, proposal.bound)
+        target = incumbent - gap * abs(incumbent) if np.isfinite(incumbent) else np.inf
+        if proposal.cut is None or bound >= target:
+            break
+        incumbent = solve_cut(proposal.cut)
+        placement.exclude(proposal.cut)
+    return bound
 
 
 def _ceilings(problem: Problem, table: Table) -> dict[str, float]:
@@ -104,29 +126,72 @@ def _tightest(*limits: Mapping[str, float]) -> dict[str, float]:
     return {name: min(given[name] for given in limits if name in given) for name in names}
 
 
-def _infeasible(
-    table: Table, rows: Mapping[str, float], ceilings: Mapping[str, float], gap: float
-) -> InfeasibleBudget:
-    """The error for an impossible budget, with its least common relaxation and the least value of each
-    row."""
-    problem = table.problem
-    names = [*rows, *(name for name in ceilings if name not in rows)]
-    least = {}
-    for name in rows:
-        solution = solve_table(table, name, ceilings, gap)
+def _optimum(problem: Problem, objective: str, rows: Mapping[str, float]) -> tuple[Table, Solution | None]:
+    """Least ``objective`` within ``rows`` and the machines' own memory, over all frontiers where they are few
+    or the placement program covers them, else over the candidate cuts; with the table it was found in."""
+    gap, goals = problem.search.gap, {*rows, objective}
+    table = make_table(problem, goals)
+    if problem.search.mode == "analytic":
+        return _uniform_optimum(table, objective, rows, gap)
+    best = solve_table(table, objective, _tightest(rows, _ceilings(problem, table)), gap)
+    if table.over != "candidate cuts" or problem.cuts is not None or len(problem.graph.units) > UNIT_LIMIT:
+        return table, best
+    candidates, found, bounds = table.cuts, [(table, best)], [best.bound if best else np.inf]
+
+    def solve_cut(cut: Cut) -> float:
+        own = make_table(replace(problem, cuts=(cut,)), goals)
+        solution = solve_table(own, objective, _tightest(rows, _ceilings(problem, own)), gap)
         if solution is not None:
-            least[name] = solution.value
+            bounds.append(solution.bound)
+            if found[-1][1] is None or solution.value < found[-1][1].value:
+                found.append((own, solution))
+        return found[-1][1].value if found[-1][1] is not None else np.inf
+
+    own_memory = {"device_memory": problem.device.memory_bytes, "server_memory": problem.server.memory_bytes}
+    start = best.value if best is not None else np.inf
+    limits = _tightest(rows, own_memory)
+    left = _search_frontiers(problem, objective, limits, gap, candidates, start, solve_cut)
+    table, best = found[-1]
+    if best is not None:
+        best = replace(best, bound=min(best.value, left, *bounds), cuts=len(candidates) + len(bounds) - 1)
+    return replace(table, over="all frontiers"), best
+
+
+def _uniform_optimum(
+    table: Table, objective: str, rows: Mapping[str, float], gap: float
+) -> tuple[Table, Solution | None]:
+    """The papers' problem: one option for everything on the device, the rest as it is."""
+    best: tuple[Table, Solution | None] = (table, None)
+    for own in uniform_tables(table):
+        found = solve_table(own, objective, _tightest(rows, _ceilings(table.problem, own)), gap)
+        if found is not None and (best[1] is None or found.value < best[1].value):
+            best = (own, found)
+    return best
+
+
+def _infeasible(table: Table, rows: Mapping[str, float]) -> InfeasibleBudget:
+    """The error for an impossible budget: its least common relaxation, and the least value of each row."""
+    problem, least, best = table.problem, {}, None
+    for own in uniform_tables(table) if problem.search.mode == "analytic" else [table]:
+        ceilings = _ceilings(problem, own)
+        for name in rows:
+            solution = solve_table(own, name, ceilings, problem.search.gap)
+            if solution is not None:
+                least[name] = min(solution.value, least.get(name, math.inf))
+        knapsacks = make_knapsacks(own, "latency", [*rows.items(), *ceilings.items()])
+        relaxed = np.array([1.0] * len(rows) + [0.0] * len(ceilings))
+        found = least_violation(knapsacks, relaxed, problem.search.gap)
+        if found.items is not None and (best is None or found.value < best[1].value):
+            best = (knapsacks, found)
     attainable = None
-    if least:
-        limits = {**ceilings, **rows}
-        knapsacks = make_knapsacks(table, "latency", {name: limits[name] for name in names})
-        relaxed = np.array([name in rows for name in names], dtype=np.float64)
-        found = least_violation(knapsacks, relaxed, gap)
-        scale = dict(zip(knapsacks.names, knapsacks.scale, strict=True))
-        reached = table.evaluate(found.pair, found.items) if found.items is not None else {}
-        values = {n: round_up(max(v + found.value * scale[n], reached.get(n, 0.0))) for n, v in rows.items()}
-        if found.items is not None and math.isfinite(found.value):
-            attainable = Budget(**values, certified_distortion=problem.budget.certified_distortion)
+    if best is not None:
+        knapsacks, found = best
+        reached = knapsacks.table.evaluate(found.pair, found.items)
+        values = {
+            name: round_up(max(limit + found.value * scale, reached[name]))
+            for (name, limit), scale in zip(rows.items(), knapsacks.scale)
+        }
+        attainable = Budget(**values, certified_distortion=problem.budget.certified_distortion)
     hopeless = sorted(name for name, value in least.items() if value > rows[name])
     fact = (
         f"no plan fits the budget ({', '.join(hopeless)} out of reach)"
@@ -149,30 +214,45 @@ def solve(problem: Problem) -> Plan:
         InfeasibleBudget: no plan fits; it says what would.
         ArgumentError: ``search.cut`` names no cut of the graph.
     """
-    rows, gap, objective = problem.budget.rows(), problem.search.gap, problem.search.minimize
-    table = make_table(problem, {*rows, objective})
-    ceilings = _ceilings(problem, table)
-    limits = _tightest(rows, ceilings)
-    best = solve_table(table, objective, limits, gap)
+    rows, objective = problem.budget.rows(), problem.search.minimize
+    table, best = _optimum(problem, objective, rows)
     if best is None:
-        raise _infeasible(table, rows, ceilings, gap)
-    return make_plan(table, _settle_ties(table, best, objective, limits, gap), best)
+        raise _infeasible(table, rows)
+    return make_plan(*_settle_ties(problem, table, best, objective, rows), best)
 
 
 def _settle_ties(
-    table: Table, best: Solution, objective: str, limits: Mapping[str, float], gap: float
-) -> Solution:
+    problem: Problem, table: Table, best: Solution, objective: str, rows: Mapping[str, float]
+) -> tuple[Table, Solution]:
     """Among plans no worse in the objective: the least distortion, and at distortion 0 the least latency."""
-    chosen = best
+    chosen, rest = best, rows
     if objective != "distortion":
-        chosen = solve_table(table, "distortion", _tightest(limits, {objective: best.value}), gap) or best
+        rest = _tightest(rows, {objective: best.value})
+        own, other = _optimum(problem, "distortion", rest)
+        table, chosen = (own, other) if other is not None else (table, best)
     if chosen.rows["distortion"] == 0.0:
-        exact = replace(table, valid=table.valid & (table.base[..., 0] == 0.0))
-        rest = limits if objective == "distortion" else _tightest(limits, {objective: best.value})
-        chosen = solve_table(exact, "latency", rest, gap) or chosen
-    elif objective == "distortion":
-        chosen = _fastest_state(table, chosen, limits)
-    return chosen
+        harmless = _without_distortion(problem)
+        if any(not options for options in harmless.cut_options.values()):
+            harmless, rest = problem, {**rest, "distortion": 0.0}
+        own, other = _optimum(harmless, "latency", rest)
+        return (own, other) if other is not None else (table, chosen)
+    if objective == "distortion":
+        chosen = _fastest_state(table, chosen, _tightest(rows, _ceilings(problem, table)))
+    return table, chosen
+
+
+def _without_distortion(problem: Problem) -> Problem:
+    """Only the options that cost nothing; layers of a group keep those that cost none of them anything."""
+    choices = {}
+    for names in layer_decisions(problem):
+        free = [
+            all(c.distortion == 0.0 for c in row)
+            for row in zip(*(problem.choices[n] for n in names), strict=True)
+        ]
+        for name in names:
+            choices[name] = tuple(c for c, keep in zip(problem.choices[name], free, strict=True) if keep)
+    cut_options = {n: tuple(o for o in own if o.distortion == 0.0) for n, own in problem.cut_options.items()}
+    return replace(problem, choices=choices, cut_options=cut_options)
 
 
 def _fastest_state(table: Table, best: Solution, limits: Mapping[str, float]) -> Solution:
@@ -183,82 +263,3 @@ def _fastest_state(table: Table, best: Solution, limits: Mapping[str, float]) ->
         if rows["latency"] < best.rows["latency"] and all(rows[name] <= v for name, v in limits.items()):
             best = replace(best, pair=int(pair), rows=rows)
     return best
-
-
-def _latency_parts(table: Table, solution: Solution) -> dict[str, float]:
-    cut, state = table.pair_cut[solution.pair], table.states[table.pair_state[solution.pair]]
-    chosen = table.base[cut, np.arange(len(solution.items)), solution.items]
-    row = table.rows[solution.pair, ROWS.index("latency")]
-    total, wire = solution.rows["latency"], math.fsum((chosen[:, -1] * row[-1]).tolist())
-    fixed = table.fixed[cut]
-    device_s = math.fsum(
-        [*(chosen[:, 1] / state.device_hz + chosen[:, 2]).tolist(), fixed[1] / state.device_hz + fixed[2]]
-    )
-    server_s = math.fsum(
-        [*(chosen[:, 3] / state.server_hz + chosen[:, 4]).tolist(), fixed[3] / state.server_hz + fixed[4]]
-    )
-    return {
-        "device_s": device_s,
-        "server_s": server_s,
-        "uplink_s": wire,
-        "link_s": max(0.0, total - device_s - server_s),
-    }
-
-
-def make_plan(table: Table, chosen: Solution, best: Solution) -> Plan:
-    """The plan of a solution; ``best`` is the one whose bound is proven."""
-    problem, pair, items = table.problem, chosen.pair, chosen.items
-    cut, state = table.cuts[table.pair_cut[pair]], table.states[table.pair_state[pair]]
-    item_of = {name: int(items[d]) for d, names in enumerate(table.decisions) for name in names}
-    sides = {layer.name: set() for layer in problem.graph.layers}
-    device = set(cut.device)
-    for unit in problem.graph.units:
-        if unit.layer is not None:
-            sides[unit.layer].add("device" if unit.name in device else "server")
-    layers = {}
-    for layer in problem.graph.layers:
-        choice = problem.choices[layer.name][item_of[layer.name]]
-        option, side = choice.option, sides[layer.name] or {"device" if cut.name == "device" else "server"}
-        layers[layer.name] = LayerPlan(
-            option.bits, float(option.sparsity), option.format, option.group_size, option.symmetric,
-            option.activation_bits, option.algorithm, "both" if len(side) > 1 else next(iter(side)),
-            int(choice.packed_bytes), float(choice.distortion),
-        )  # fmt: skip
-    first = len(table.decisions)
-    sent = tuple((n, problem.cut_options[n][int(items[first + t])].bits) for t, n in enumerate(cut.tensors))
-    chosen_base = table.base[table.pair_cut[pair], np.arange(len(items)), items]
-    predicted = {PREDICTED_OF_ROW[name]: value for name, value in chosen.rows.items()}
-    predicted.update(_latency_parts(table, chosen))
-    predicted["device_weight_bytes"] = math.fsum(chosen_base[:, DB].tolist())
-    predicted["server_weight_bytes"] = math.fsum(chosen_base[:, SB].tolist())
-    predicted["basis"] = _basis(problem)
-    return Plan(
-        layers=layers,
-        cut=CutPlan(cut.name, sent),
-        resources={"device_hz": state.device_hz, "server_hz": state.server_hz,
-        "transmit_w": state.transmit_w},
-        predicted=predicted,
-        bounds={},
-        optimality={
-            "objective": problem.search.minimize, "value": best.value,
-            "dual_bound": best.bound, "gap": best.gap,
-            "over": table.over, "cuts": len(table.cuts), "pairs": len(table.pair_cut),
-        },
-        provenance={
-            "device": problem.device.name, "server": problem.server.name, "link": problem.link.name,
-            "seed": problem.search.seed,
-        },
-        budget=problem.budget.as_dict(),
-    )  # fmt: skip
-
-
-def _basis(problem: Problem) -> dict[str, str]:
-    def both(*parts: str) -> str:
-        return "measured" if set(parts) == {"measured"} else "estimated"
-
-    device, server, link = problem.device.basis, problem.server.basis, problem.link.basis
-    return {
-        "latency_s": both(device, server, link), "energy_j": "estimated", "server_energy_j": "estimated",
-        "total_energy_j": "estimated", "device_bytes": "estimated", "server_bytes": "estimated",
-        "uplink_bytes": "measured", "distortion": "estimated", "device_bits_per_weight": "measured",
-    }  # fmt: skip

@@ -7,7 +7,7 @@ true lower bound; it is a sum of independent minima, so all pairs of all cuts ar
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -50,11 +50,17 @@ class Knapsacks:
         return objective, np.moveaxis(base @ self.rows[pair].T, -1, 0)
 
 
-def make_knapsacks(table: Table, objective: str, limits: Mapping[str, float]) -> Knapsacks:
-    """Rows scaled so that right sides are 1; a right side of 0 is scaled by the row's own largest total."""
-    o, names = ROWS.index(objective), tuple(limits)
+def make_knapsacks(
+    table: Table, objective: str, limits: Mapping[str, float] | Sequence[tuple[str, float]]
+) -> Knapsacks:
+    """Rows scaled so that right sides are 1; a right side of 0 is scaled by the row's own largest total.
+
+    As a sequence, ``limits`` may hold a row twice (a budget, and what the machine has).
+    """
+    pairs = list(limits.items()) if isinstance(limits, Mapping) else list(limits)
+    o, names = ROWS.index(objective), tuple(name for name, _ in pairs)
     index = [ROWS.index(name) for name in names]
-    bounds = np.array([limits[name] for name in names], dtype=np.float64)
+    bounds = np.array([limit for _, limit in pairs], dtype=np.float64)
     largest = table.base.max(axis=2, initial=0.0).sum(axis=1)[table.pair_cut]  # [P, BASE]
     totals = (table.rows[:, index] @ largest[:, :, None])[..., 0] + table.constant[:, index]
     scale = np.where(bounds > 0, bounds, np.maximum(totals.max(axis=0, initial=0.0), 1e-300))

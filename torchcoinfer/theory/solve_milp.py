@@ -47,8 +47,7 @@ def _model(
     plan.
 
     With ``relaxed`` [R] of 0 and 1 there is one more column, the violation v >= 0: it is the objective, and
-    is
-    taken off the rows marked 1.
+    is taken off the rows marked 1.
     """
     group, item = np.nonzero(kept)
     columns, groups = len(group), kept.shape[0]
@@ -81,7 +80,8 @@ def _model(
     return lp, group, item
 
 
-def _run(lp: highspy.HighsLp, gap: float, start: np.ndarray | None = None) -> highspy.Highs:
+def run_highs(lp: highspy.HighsLp, gap: float, start: np.ndarray | None = None) -> highspy.Highs:
+    """One thread, fixed seed, tight tolerances, no time limit: equal models give equal answers."""
     solver = highspy.Highs()
     for name, value in (
         ("output_flag", False), ("threads", 1), ("random_seed", 0),
@@ -109,7 +109,7 @@ def relaxation_multipliers(objective: np.ndarray, rows: np.ndarray, slack: np.nd
     kept = np.isfinite(objective)
     spread = float(np.ptp(objective[kept])) or 1.0
     lp, _, _ = _model(objective / spread, rows, slack, kept, [], integer=False)
-    solver = _run(lp, 0.0)
+    solver = run_highs(lp, 0.0)
     status = solver.getModelStatus()
     if status == highspy.HighsModelStatus.kInfeasible:
         return None
@@ -139,7 +139,7 @@ def solve_knapsack(
     scale = OBJECTIVE_SCALE / magnitude if magnitude > 0 else 1.0
     lp, group, item = _model(objective * scale, rows, slack, kept, excluded, integer=True)
     first = None if start is None else (item == start[group]).astype(np.float64)
-    return _finish(_run(lp, gap, first), kept, group, item, scale)
+    return _finish(run_highs(lp, gap, first), kept, group, item, scale)
 
 
 def solve_violation(
@@ -149,7 +149,7 @@ def solve_violation(
     below."""
     lp, group, item = _model(np.zeros(kept.shape), rows, slack, kept, [], integer=True, relaxed=relaxed)
     lp.col_cost_ = np.asarray(lp.col_cost_) * OBJECTIVE_SCALE
-    return _finish(_run(lp, gap), kept, group, item, OBJECTIVE_SCALE)
+    return _finish(run_highs(lp, gap), kept, group, item, OBJECTIVE_SCALE)
 
 
 def _finish(

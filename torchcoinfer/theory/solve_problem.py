@@ -17,7 +17,7 @@ from torchcoinfer.theory.costs import (
     float_bytes,
     unit_load,
 )
-from torchcoinfer.theory.graph import Cut, Graph
+from torchcoinfer.theory.graph import Cut, Graph, all_frontiers, candidate_cuts, cut_from_tensors
 from torchcoinfer.theory.options import Option, drop_dominated, packed_bytes
 
 
@@ -107,9 +107,9 @@ def _common_options(
 def _layer_choices(
     graph: Graph,
     table: Mapping[str, Mapping[Option, float]],
-    device: DeviceProfile,
-    server: DeviceProfile,
+    sides: tuple[DeviceProfile, DeviceProfile],
     analytic: bool,
+    drop: bool,
 ) -> dict[str, tuple[Choice, ...]]:
     units = {layer.name: [u for u in graph.units if u.layer == layer.name] for layer in graph.layers}
     choices = {}
@@ -119,11 +119,11 @@ def _layer_choices(
         for option, distortion in table[layer.name].items():
             loads = [
                 tuple(unit_load(side, u, option, layer, graph, analytic=analytic) for u in units[layer.name])
-                for side in (device, server)
+                for side in sides
             ]
             size = packed_bytes(option, layer.rows, layer.columns, element_bytes)
             made.append(Choice(option, distortion, size, *loads))
-        choices[layer.name] = tuple(made) if layer.group else drop_dominated(made, _choice_costs)
+        choices[layer.name] = tuple(made) if layer.group or not drop else drop_dominated(made, _choice_costs)
     return choices
 
 
@@ -163,7 +163,8 @@ def build_problem(
             expected="layers and tensors of the graph",
             remedy="measure the curves on this graph",
         )  # fmt: skip
-    analytic = search.costs == "analytic"
+    papers = search.mode == "analytic"
+    analytic = papers or search.costs == "analytic"
     cut_options = {}
     for name, tensor in graph.tensors.items():
         made = (
@@ -189,7 +190,9 @@ def build_problem(
     ]
     return Problem(
         graph=graph,
-        choices=_layer_choices(graph, _common_options(graph, curves), device, server, analytic),
+        choices=_layer_choices(
+            graph, _common_options(graph, curves), (device, server), analytic, drop=not papers
+        ),
         cut_options=cut_options,
         fixed_device=fixed[0],
         fixed_server=fixed[1],
@@ -203,3 +206,33 @@ def build_problem(
             float_bytes(graph.tensors[name].nbytes, len(graph.tensors[name].shape)) for name in graph.outputs
         ),
     )
+
+
+def choose_cuts(problem: Problem) -> tuple[tuple[Cut, ...], str]:
+    """The cuts to compare: the one that ``Search.cut`` fixes, those given, all frontiers if few, or
+    candidates.
+
+    Raises:
+        ArgumentError: the graph has no cut of the name.
+    """
+    wanted = problem.search.cut
+    if wanted is None and problem.cuts is not None:
+        return problem.cuts, "candidate cuts"
+    candidates = problem.cuts if problem.cuts is not None else candidate_cuts(problem.graph)
+    if wanted is None:
+        frontiers = all_frontiers(problem.graph, problem.frontier_limit)
+        return (candidates, "candidate cuts") if frontiers is None else (frontiers, "all frontiers")
+    for cut in candidates:
+        if cut.name == wanted:
+            return (cut,), "the fixed cut"
+    for cut in all_frontiers(problem.graph, problem.frontier_limit) or ():
+        if cut.name == wanted:
+            return (cut,), "the fixed cut"
+    if wanted in problem.graph.tensors:
+        return (cut_from_tensors(problem.graph, [wanted]),), "the fixed cut"
+    names = [cut.name for cut in candidates]
+    raise ArgumentError(
+        "the model has no cut of this name", got=repr(wanted),
+        expected=f"one of {names[:8]}{' ...' if len(names) > 8 else ''}",
+        remedy="leave Search.cut out to have it chosen",
+    )  # fmt: skip

@@ -51,9 +51,8 @@ def least_violation(
     """Least v over all pairs to an absolute gap; v = 0 means that the limits themselves can be kept.
 
     As in ``solve``, each cut's states are relaxed into one knapsack first. All pairs are bounded at once by
-    the
-    Lagrangian with multipliers on the simplex (for any such m, the least of ``m . (rows - slack)`` is a lower
-    bound of v); those still open go to HiGHS.
+    the Lagrangian with multipliers on the simplex (for any such m, the least of ``m . (rows - slack)`` is a
+    lower bound of v); those still open go to HiGHS.
 
     Args:
         relaxed: [R] of 0 and 1; rows with 0 (a machine's own memory) may not be relaxed.

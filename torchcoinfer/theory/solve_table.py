@@ -14,15 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from torchcoinfer.errors import ArgumentError
-from torchcoinfer.theory.graph import (
-    Cut,
-    all_frontiers,
-    candidate_cuts,
-    cut_from_tensors,
-    peak_activation_bytes,
-)
-from torchcoinfer.theory.solve_problem import Problem
+from torchcoinfer.theory.graph import Cut, peak_activation_bytes
+from torchcoinfer.theory.solve_problem import Problem, choose_cuts
 
 ROWS = (
     "latency", "energy", "server_energy", "total_energy", "device_memory", "server_memory", "uplink",
@@ -89,37 +82,7 @@ class Table:
         return values
 
 
-def choose_cuts(problem: Problem) -> tuple[tuple[Cut, ...], str]:
-    """The cuts to compare: the one that ``Search.cut`` fixes, those given, all frontiers if few, or
-    candidates.
-
-    Raises:
-        ArgumentError: the graph has no cut of the name.
-    """
-    wanted = problem.search.cut
-    if wanted is None and problem.cuts is not None:
-        return problem.cuts, "candidate cuts"
-    candidates = problem.cuts if problem.cuts is not None else candidate_cuts(problem.graph)
-    if wanted is None:
-        frontiers = all_frontiers(problem.graph, problem.frontier_limit)
-        return (candidates, "candidate cuts") if frontiers is None else (frontiers, "all frontiers")
-    for cut in candidates:
-        if cut.name == wanted:
-            return (cut,), "the fixed cut"
-    for cut in all_frontiers(problem.graph, problem.frontier_limit) or ():
-        if cut.name == wanted:
-            return (cut,), "the fixed cut"
-    if wanted in problem.graph.tensors:
-        return (cut_from_tensors(problem.graph, [wanted]),), "the fixed cut"
-    names = [cut.name for cut in candidates]
-    raise ArgumentError(
-        "the model has no cut of this name", got=repr(wanted),
-        expected=f"one of {names[:8]}{' ...' if len(names) > 8 else ''}",
-        remedy="leave Search.cut out to have it chosen",
-    )  # fmt: skip
-
-
-def _decisions(problem: Problem) -> tuple[tuple[str, ...], ...]:
+def layer_decisions(problem: Problem) -> tuple[tuple[str, ...], ...]:
     members: dict[tuple[str, str], list[str]] = {}
     for layer in problem.graph.layers:
         key = ("layer", layer.name) if layer.group is None else ("group", layer.group)
@@ -208,8 +171,10 @@ def _pair_rows(
 
     ``table_cut``: whether the device and the server run any unit, bits of parameters, number of parameters.
     """
-    runs_here, runs_there, bits, numel = table_cut
+    _, runs_there, bits, numel = table_cut
     device, link, there = problem.device, problem.link, problem.workload.answer == "server"
+    papers = problem.search.mode == "analytic"  # [Q]'s energy has no static and no receive term
+    static_w, receive_w = (0.0, 0.0) if papers else (device.static_w, link.receive_w)
     per_byte = 8.0 / state.rate_bps
     row = {name: np.zeros(len(BASE)) for name in ROWS}
     extra = dict.fromkeys(ROWS, 0.0)
@@ -221,10 +186,10 @@ def _pair_rows(
     elif there:  # the answer itself is sent up
         sent = float(problem.answer_bytes)
         extra["latency"] = sent * per_byte + 0.5 * link.rtt_s
-    row["energy"] = device.static_w * row["latency"]
+    row["energy"] = static_w * row["latency"]
     row["energy"][DC] += device.energy_coefficient * state.device_hz**2
     row["energy"][WIRE] += state.transmit_w * per_byte
-    extra["energy"] = device.static_w * extra["latency"] + link.receive_w * receive_s
+    extra["energy"] = static_w * extra["latency"] + receive_w * receive_s
     extra["energy"] += state.transmit_w * per_byte * sent
     row["server_energy"][SC] = problem.server.energy_coefficient * state.server_hz**2
     row["total_energy"] = row["energy"] + row["server_energy"]
@@ -241,11 +206,40 @@ def _pair_rows(
     return np.stack([row[name] for name in ROWS]), np.array([extra[name] for name in ROWS])
 
 
+def optimistic_rows(problem: Problem, goals: set[str]) -> tuple[np.ndarray, np.ndarray]:
+    """[ROWS, BASE] and [ROWS]: the least of all states, for a cut with units on both sides."""
+    rows, extra = zip(
+        *(_pair_rows((True, True, 0.0, 0.0), s, problem) for s in _states(problem, goals)), strict=True
+    )
+    return np.min(rows, axis=0), np.min(extra, axis=0)
+
+
+def _pairs(
+    sides: list[tuple[bool, bool]], states: tuple[State, ...], answer_there: bool
+) -> tuple[list[int], list[int]]:
+    """Cut and state of each pair; a clock that drives nothing and a power that sends nothing have one state
+    each."""
+    pair_cut, pair_state = [], []
+    for c, (here, there) in enumerate(sides):
+        seen = set()
+        for s, state in enumerate(states):
+            key = (
+                here and state.device_hz,
+                there and state.server_hz,
+                (there or answer_there) and state.transmit_w,
+            )
+            if key not in seen:
+                seen.add(key)
+                pair_cut.append(c)
+                pair_state.append(s)
+    return pair_cut, pair_state
+
+
 def make_table(problem: Problem, goals: Mapping[str, float] | set[str]) -> Table:
     """Compiles a problem. ``goals``: the rows that are limited or minimized; they decide which states are
     tried."""
     cuts, over = choose_cuts(problem)
-    decisions = _decisions(problem)
+    decisions = layer_decisions(problem)
     tensor_count = max(len(cut.tensors) for cut in cuts)
     sizes = [len(problem.choices[names[0]]) for names in decisions]
     sizes += [len(problem.cut_options[name]) for cut in cuts for name in cut.tensors]
@@ -264,25 +258,15 @@ def make_table(problem: Problem, goals: Mapping[str, float] | set[str]) -> Table
     _fill_layers(problem, decisions, on_device, base, valid)
     constant, bits, numel = _cut_constants(problem, cuts, on_device)
     states = _states(problem, set(goals))
-    pair_cut, pair_state, rows, constants = [], [], [], []
-    for c in range(len(cuts)):
-        runs_here, runs_there = bool(on_device[c].any()), not on_device[c].all()
-        seen = set()
-        for s, state in enumerate(states):
-            # a clock that drives nothing and a power that sends nothing have one state each
-            sends = runs_there or problem.workload.answer == "server"
-            key = (runs_here and state.device_hz, runs_there and state.server_hz, sends and state.transmit_w)
-            if key in seen:
-                continue
-            seen.add(key)
-            row, extra = _pair_rows((runs_here, runs_there, bits[c], numel[c]), state, problem)
-            fixed = row @ constant[c] + extra
-            fixed[ROWS.index("device_bits_per_weight")] = extra[ROWS.index("device_bits_per_weight")]
-            pair_cut.append(c)
-            pair_state.append(s)
-            rows.append(row)
-            constants.append(fixed)
+    sides = [(bool(own.any()), not own.all()) for own in on_device]
+    pair_cut, pair_state = _pairs(sides, states, problem.workload.answer == "server")
+    known = [(*sides[c], bits[c], numel[c]) for c in range(len(cuts))]
+    made = [_pair_rows(known[c], states[s], problem) for c, s in zip(pair_cut, pair_state, strict=True)]
+    rows, extra = (np.stack(part) for part in zip(*made, strict=True))
+    constants = (rows @ constant[pair_cut][:, :, None])[..., 0] + extra
+    r = ROWS.index("device_bits_per_weight")  # parameters only, no activations
+    constants[:, r] = extra[:, r]
     return Table(
         problem, cuts, over, decisions, tuple(cut.tensors for cut in cuts), base, valid, constant, states,
-        np.array(pair_cut), np.array(pair_state), np.stack(rows), np.stack(constants),
+        np.array(pair_cut), np.array(pair_state), rows, constants,
     )  # fmt: skip
