@@ -231,6 +231,28 @@ def test_factor_is_the_reversed_cholesky_factor_of_the_inverse():
         assert set((columns // 32).tolist()) == {unit.group}
 
 
+def test_drifted_inputs_pull_the_weight_toward_the_old_outputs():
+    """With weights nearly free of rounding error, W x₀ is met better on drifted inputs, at most as well as by
+    least squares."""
+    weight, plain = weight_of(8, 24), correlated_inputs(4000, 24).double()
+    generator = torch.Generator().manual_seed(7)
+    drifted = plain @ (torch.eye(24) + 0.1 * torch.randn(24, 24, generator=generator)).double()
+    drifted += 0.1 * torch.randn(drifted.shape, generator=generator, dtype=torch.float64)
+    wanted = plain @ weight.double().T
+    option = Option(8, 0.0, "int", 32)
+    errors = {}
+    for name, hessian in {
+        "kept": Hessian(drifted.T @ drifted),
+        "pulled": Hessian(drifted.T @ drifted, plain.T @ drifted),
+    }.items():
+        compressed = obs(weight, option, hessian).dequantize().double()
+        errors[name] = float((drifted @ compressed.T - wanted).square().sum())
+    best = float(
+        torch.linalg.lstsq(drifted, wanted).solution.T.sub(0).matmul(drifted.T).T.sub(wanted).square().sum()
+    )
+    assert best < errors["pulled"] < 0.5 * errors["kept"]
+
+
 def test_grouped_layers_take_a_hessian_per_group():
     weight = weight_of(12, 18)
     inputs = [correlated_inputs(100, 18, seed) for seed in range(3)]

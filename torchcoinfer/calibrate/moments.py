@@ -52,12 +52,14 @@ def gram(call: LayerCall, args: Sequence[Any], keep: Tensor | None = None) -> Te
 
 
 def cross(call: LayerCall, plain: Sequence[Any], args: Sequence[Any], keep: Tensor | None = None) -> Tensor:
-    """XᵀX' with X the inputs in ``plain`` and X' those in ``args``, of the same call in two runs; as ``gram``."""
+    """XᵀX' with X the inputs in ``plain``, X' those in ``args``, of one call in two runs; as ``gram``."""
     if call.kind == "linear":
         x, y = (_vectors(a[call.input_position].detach(), keep).float() for a in (plain, args))
         return x.t() @ y
     product: Tensor | None = None
-    for x, y in zip(_patch_parts(call, plain), _patch_parts(call, args)):
+    ours = _patch_parts(call, args)
+    pairs = ((y, y) for y in ours) if plain is args else zip(_patch_parts(call, plain), ours)
+    for x, y in pairs:
         part = x.transpose(1, 2) @ y
         product = part if product is None else product.add_(part)
     return product[0] if product.shape[0] == 1 else product

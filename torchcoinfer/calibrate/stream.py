@@ -20,7 +20,15 @@ from torchcoinfer.errors import ArgumentError
 from torchcoinfer.trace import Traced
 
 Values = dict[fx.Node, Any]
-Moment = Callable[[LayerCall, Sequence[Any], Tensor | None], Tensor]
+
+# what can be summed over a layer's inputs, from a call's arguments in the plain and in the compressed run
+_MOMENTS: Mapping[str, Callable[[LayerCall, Sequence[Any], Sequence[Any], Tensor | None], Tensor]] = {
+    "second": lambda call, plain, args, keep: moments.gram(call, args, keep),
+    "first": lambda call, plain, args, keep: moments.total(call, args, keep),
+    "cross": moments.cross,
+    "plain first": lambda call, plain, args, keep: moments.total(call, plain, keep),
+}
+_IN_ONE_RUN = {"cross": "second", "plain first": "first"}  # what they are where both runs are the same
 
 
 class Segment:
@@ -43,15 +51,24 @@ class Segment:
         factor serves them all: do not change it in place.
         """
         if self._moments is None:
-            self._moments = self._stream.second_moments(self._calls)
+            self._moments = self._stream.sums("second", self._calls)
         return self._moments
 
     def inputs_mean(self) -> dict[str, tuple[Tensor, int]]:
         """Mean of the inputs, float32 [K] (or [groups, K]), and the number of positions behind it."""
-        means = {}
-        for layer, sums in self._stream.totals(self._calls).items():
-            means[layer] = (sums[..., :-1] / sums[..., -1:]).float(), int(sums.flatten()[-1])
-        return means
+        return _means(self._stream.sums("first", self._calls))
+
+    def inputs_cross_moment(self) -> dict[str, Tensor]:
+        """XᵀX' with X the inputs in the uncompressed model, X' those here; as ``inputs_second_moment``.
+
+        Raises:
+            ArgumentError: the stream runs without ``plain_run``.
+        """
+        return self._stream.sums("cross", self._calls)
+
+    def plain_inputs_mean(self) -> dict[str, tuple[Tensor, int]]:
+        """``inputs_mean`` in the uncompressed model; raises as ``inputs_cross_moment``."""
+        return _means(self._stream.sums("plain first", self._calls))
 
     def advance(self, replacements: Mapping[str, Replacement] | None = None) -> None:
         """Goes on to the next segment.
@@ -82,6 +99,7 @@ class Stream:
     Args:
         traced: the traced model; it is not changed.
         batches: flat inputs (``Statistics.batches``).
+        plain_run: also runs the uncompressed model beside, for ``inputs_cross_moment``.
         max_layers_per_segment: bounds the second moments held at one time; None: all layers that are ready.
         progress: show a bar over the segments.
     """
@@ -91,6 +109,7 @@ class Stream:
         traced: Traced,
         batches: Sequence[Sequence[Tensor]],
         *,
+        plain_run: bool = False,
         max_layers_per_segment: int | None = None,
         progress: bool = False,
     ):
@@ -105,6 +124,7 @@ class Stream:
         # a stable sort: inside a stage the order of the graph stays
         self._last_use = last_uses(sorted(order, key=self._stages.__getitem__))
         self._values: list[Values] = []
+        self._plain: list[Values] | None = [] if plain_run else None
         self._calls: dict[str, list[LayerCall]] = {}
         for call in self.interpreter.calls:
             self._calls.setdefault(call.layer, []).append(call)
@@ -113,12 +133,14 @@ class Stream:
             for layer, calls in self._calls.items()
             if len({self._stages[call.node] for call in calls}) > 1 and _multiplies(calls)
         }
-        self._spread_moments: dict[Moment, dict[str, Tensor]] = {}
+        self._spread_moments: dict[str, dict[str, Tensor]] = {}
 
     def __iter__(self) -> Iterator[Segment]:
         self.replacements.clear()
         self._spread_moments = self._uncompressed_moments()
         self._values = [{} for _ in self.batches]
+        if self._plain is not None:
+            self._plain = [{} for _ in self.batches]
         by_stage: dict[int, list[str]] = {}
         for layer, calls in self._calls.items():
             by_stage.setdefault(min(self._stages[call.node] for call in calls), []).append(layer)
@@ -126,7 +148,9 @@ class Stream:
         done = 0
         for stage in sorted(by_stage):
             for passed in range(done, stage):
-                self._run_stage(passed)
+                self._run_stage(passed, self._values, self.replacements)
+                if self._plain is not None:
+                    self._run_stage(passed, self._plain, {})
             done = stage
             layers = by_stage[stage]
             step = self._limit or len(layers)
@@ -138,21 +162,19 @@ class Stream:
                 bar.update(len(segment.layers))
         bar.close()
         self._values = []
+        self._plain = None if self._plain is None else []
 
-    def second_moments(self, calls_of: Mapping[str, Sequence[LayerCall]]) -> dict[str, Tensor]:
-        """XᵀX per layer from the values that wait in front of it."""
-        return self._per_layer(calls_of, moments.gram)
-
-    def totals(self, calls_of: Mapping[str, Sequence[LayerCall]]) -> dict[str, Tensor]:
-        """Sum of the inputs and number of positions per layer, as ``moments.total``."""
-        return self._per_layer(calls_of, moments.total)
-
-    def _per_layer(self, calls_of: Mapping[str, Sequence[LayerCall]], moment: Moment) -> dict[str, Tensor]:
+    def sums(self, moment: str, calls_of: Mapping[str, Sequence[LayerCall]]) -> dict[str, Tensor]:
+        """A moment (key of ``_MOMENTS``) per layer, summed over the values that wait in front of it."""
+        if moment in _IN_ONE_RUN and self._plain is None:
+            raise ArgumentError(
+                "plain_run", got=False, expected="True for moments that involve the plain run"
+            )
         found: dict[str, Tensor] = {}
         shared: dict[tuple[Any, ...], Tensor] = {}
         for layer, calls in calls_of.items():
             if layer in self._spread:
-                found[layer] = self._spread_moments[moment][layer]
+                found[layer] = self._spread_moments[_IN_ONE_RUN.get(moment, moment)][layer]
                 continue
             linear = [call for call in calls if call.kind != "embedding"]
             if not linear:
@@ -171,19 +193,20 @@ class Stream:
         kernel = self.interpreter.attribute(call.node.args[call.weight_position]).shape[1:]
         return (source, tuple(kernel), repr(call.node.args[3:]))
 
-    def _sum_of_moments(self, calls: Sequence[LayerCall], moment: Moment) -> Tensor:
+    def _sum_of_moments(self, calls: Sequence[LayerCall], moment: str) -> Tensor:
         total: Tensor | None = None
-        for batch, values in zip(self.batches, self._values):
+        for batch, values, plain in zip(self.batches, self._values, self._plain or self._values):
             keep = padding_mask(self.traced, batch)
             for call in calls:
-                args = fx.map_arg(call.node.args, lambda read, values=values: values[read])
+                args = fx.map_arg(call.node.args, values.__getitem__)
+                plain_args = fx.map_arg(call.node.args, plain.__getitem__)
                 with torch.no_grad():
-                    product = moment(call, args, keep)
+                    product = _MOMENTS[moment](call, plain_args, args, keep)
                 total = product if total is None else total.add_(product)
         return total
 
-    def _uncompressed_moments(self) -> dict[Moment, dict[str, Tensor]]:
-        totals: dict[Moment, dict[str, Tensor]] = {moments.gram: {}, moments.total: {}}
+    def _uncompressed_moments(self) -> dict[str, dict[str, Tensor]]:
+        totals: dict[str, dict[str, Tensor]] = {"second": {}, "first": {}}
         if not self._spread:
             return totals
 
@@ -194,16 +217,19 @@ class Stream:
                 call = self.interpreter.call_of.get(node)
                 if call is not None and call.layer in self._spread and call.kind != "embedding":
                     for moment, sums in totals.items():
-                        sums[call.layer] = moment(call, args, keep) + sums.get(call.layer, 0.0)
+                        product = _MOMENTS[moment](call, args, args, keep)
+                        sums[call.layer] = product + sums.get(call.layer, 0.0)
                 return value
 
             with torch.no_grad():
                 self.interpreter.run(batch, tap=observe)
         return totals
 
-    def _run_stage(self, stage: int) -> None:
-        """Computes what ``stage`` adds, for every batch, with the weights replaced so far."""
-        for batch, values in zip(self.batches, self._values):
+    def _run_stage(
+        self, stage: int, values_of: Sequence[Values], replacements: Mapping[str, Replacement]
+    ) -> None:
+        """Computes what ``stage`` adds, for every batch."""
+        for batch, values in zip(self.batches, values_of):
             feed = iter(batch)
             with torch.no_grad():
                 for node in self.interpreter.nodes:
@@ -214,9 +240,17 @@ class Stream:
                         continue
                     if self._stages[node] != stage or node.op == "output":
                         continue
-                    values[node] = self.interpreter.evaluate(node, values, self.replacements)
+                    values[node] = self.interpreter.evaluate(node, values, replacements)
                     for finished in self._last_use.get(node, ()):
                         values.pop(finished, None)
+
+
+def _means(sums: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, int]]:
+    """``moments.total`` -> mean and number of positions."""
+    return {
+        layer: ((total[..., :-1] / total[..., -1:]).float(), int(total.flatten()[-1]))
+        for layer, total in sums.items()
+    }
 
 
 def _multiplies(calls: Sequence[LayerCall]) -> bool:

@@ -67,7 +67,7 @@ def apply_to_model(
         for name, option in options.items():
             work.install(name, option, None)
         return work.model
-    for segment in Stream(traced, statistics.batches, progress=progress):
+    for segment in Stream(traced, statistics.batches, plain_run=True, progress=progress):
         due = [name for name in segment.layers if name in options]
         inputs = work.inputs_of(segment, [name for name in due if options[name].algorithm == "obs"])
         segment.advance({name: work.install(name, options[name], inputs.get(name)) for name in due})
@@ -112,6 +112,7 @@ class _Inputs:
 
     hessians: list[Hessian]
     means: Tensor | None  # [groups, K]; None: the layer has no bias to take up a mean error
+    plain_means: Tensor | None  # the same in the uncompressed model
 
 
 @dataclass
@@ -133,8 +134,10 @@ class _Work:
         Hessian is the inputs' covariance. On MiniLM's encoder at 4 and 3 bits this leaves 12 and 8 % less
         cosine error.
         """
-        moments = segment.inputs_second_moment() if names else {}
-        totals = segment.inputs_mean() if names else {}
+        if not names:
+            return {}
+        moments, crosses = segment.inputs_second_moment(), segment.inputs_cross_moment()
+        means, plain_means = segment.inputs_mean(), segment.plain_inputs_mean()
         made: dict[tuple[int, bool], _Inputs] = {}
         found = {}
         for name in names:
@@ -143,8 +146,8 @@ class _Work:
             centered = all(getattr(module, "bias", None) is not None for module in self.modules(name))
             key = (id(moments[name]), centered)
             if key not in made:
-                mean, positions = totals[name]
-                made[key] = _inputs(moments[name], mean, positions, centered)
+                first = (means[name], plain_means[name][0]) if centered else None
+                made[key] = _inputs(moments[name], crosses[name], first)
             found[name] = made[key]
         return found
 
@@ -161,7 +164,7 @@ class _Work:
             quantized, shift = nearest(weight, option, importance), None
         else:
             quantized = obs(weight, option, inputs.hessians)
-            shift = _mean_error(weight, quantized, inputs.means)
+            shift = _mean_error(weight, quantized, inputs)
         modules = [packed_module(module, quantized, shift) for module in floats]
         share_storage(modules)
         for path, module in zip(self.traced.layer_modules[name], modules):
@@ -173,19 +176,24 @@ class _Work:
         return StandIn(modules).replacement()
 
 
-def _inputs(second: Tensor, mean: Tensor, positions: int, centered: bool) -> _Inputs:
-    second = second if second.dim() == 3 else second[None]
-    means = mean if mean.dim() == 2 else mean[None]
-    if not centered or positions == 0:
-        return _Inputs([Hessian(part) for part in second], None)
-    double = means.double()
-    covariance = second.double() / positions - double[:, :, None] * double[:, None, :]
-    return _Inputs([Hessian(part) for part in covariance], means)
+def _inputs(second: Tensor, cross: Tensor, first: tuple[tuple[Tensor, int], Tensor] | None) -> _Inputs:
+    """From sums over positions; ``first``: ((mean, positions), plain mean); None: nothing is centered."""
+    second, cross = (m if m.dim() == 3 else m[None] for m in (second, cross))
+    if first is None:
+        return _Inputs([Hessian(*pair) for pair in zip(second, cross)], None, None)
+    (mean, positions), plain = first
+    means, plains = (m.double() if m.dim() == 2 else m.double()[None] for m in (mean, plain))
+    second = second.double() / positions - means[:, :, None] * means[:, None, :]
+    cross = cross.double() / positions - plains[:, :, None] * means[:, None, :]
+    return _Inputs([Hessian(*pair) for pair in zip(second, cross)], means.float(), plains.float())
 
 
-def _mean_error(weight: Tensor, quantized: Quantized, means: Tensor | None) -> Tensor | None:
-    """E[(W - Ŵ) x], float32 [N]: what the bias has to add."""
-    if means is None:
+def _mean_error(weight: Tensor, quantized: Quantized, inputs: _Inputs) -> Tensor | None:
+    """E[W x₀ - Ŵ x], float32 [N]: what the bias has to add."""
+    if inputs.means is None:
         return None
-    lost = weight.float() - quantized.dequantize()
-    return torch.cat([part @ mean for part, mean in zip(lost.chunk(len(means)), means.to(lost.device))])
+    parts = len(inputs.means)
+    rows = zip(
+        weight.float().chunk(parts), quantized.dequantize().chunk(parts), inputs.plain_means, inputs.means
+    )
+    return torch.cat([old @ plain - new @ mean for old, new, plain, mean in rows])

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from torchcoinfer import ops
 from torchcoinfer.errors import ArgumentError
 
 # Shrunken ranges tried, as a share of the full one: the fewer the levels, the more clipping pays.
@@ -60,7 +61,8 @@ def fit_grid(
 
     Args:
         groups: float32 [..., g], weights divided by ``storable.unit``.
-        importance: float32, non-negative, broadcast against ``groups``: the weight of each squared error.
+        importance: float32 [..., g], non-negative, the weight of each squared error; its leading dims are the
+            last ones of ``groups``' (the rest repeats).
         bits: of a code.
         symmetric: the zero point is ``2**(bits - 1)``; its sign gives the longer side the extra level.
         storable: how a scale is rounded.
@@ -70,22 +72,19 @@ def fit_grid(
     """
     top = float((1 << bits) - 1)
     starts = _symmetric_starts(groups, bits) if symmetric else _asymmetric_starts(groups, bits, top)
-    best_scale, best_zero = storable.round(starts[0][0]), starts[0][1]
-    best = _error(groups, importance, best_scale, best_zero, top)
-    for full, zero in starts:
-        for ratio in torch.linspace(1.0, SMALLEST_RATIO[bits], RATIOS[bits]).tolist():
-            scale = storable.round(full * ratio)
-            error = _error(groups, importance, scale, zero, top)
-            better = error < best
-            best = torch.where(better, error, best)
-            best_scale = torch.where(better, scale, best_scale)
-            best_zero = torch.where(better, zero, best_zero)
-    for _ in range(REFINEMENTS):
-        scale = storable.round(_least_squares(groups, importance, best_scale, best_zero, top))
-        error = _error(groups, importance, scale, best_zero, top)
-        better = error < best
-        best, best_scale = torch.where(better, error, best), torch.where(better, scale, best_scale)
-    return best_scale, best_zero
+    size = groups.shape[-1]
+    scale, zero = ops.search_grid(
+        groups.reshape(-1, size),
+        importance.reshape(-1, size),
+        torch.stack([full.flatten() for full, _ in starts]),
+        torch.stack([zero.flatten() for _, zero in starts]),
+        torch.linspace(1.0, SMALLEST_RATIO[bits], RATIOS[bits]).tolist(),
+        storable.unit,
+        storable.dtype,
+        bits,
+        REFINEMENTS,
+    )
+    return scale.view(groups.shape[:-1]), zero.view(groups.shape[:-1])
 
 
 def _symmetric_starts(groups: Tensor, bits: int) -> list[tuple[Tensor, Tensor]]:
@@ -109,21 +108,3 @@ def _asymmetric_starts(groups: Tensor, bits: int, top: float) -> list[tuple[Tens
     zero = exact.round()
     shifts = (0.0, 1.0, -1.0) if bits <= 4 else (0.0,)
     return [(full, (zero + shift).clamp_(0.0, top)) for shift in shifts]
-
-
-def round_to_grid(groups: Tensor, scale: Tensor, zero: Tensor, top: float) -> Tensor:
-    """``code - zero`` of the nearest grid point, float32, shape of ``groups``; scale and zero broadcast."""
-    inverse = torch.where(scale == 0, 0.0, 1.0 / scale)
-    return (groups * inverse).round_().clamp_(-zero, top - zero)
-
-
-def _error(groups: Tensor, importance: Tensor, scale: Tensor, zero: Tensor, top: float) -> Tensor:
-    steps = round_to_grid(groups, scale[..., None], zero[..., None], top)
-    return steps.mul_(scale[..., None]).sub_(groups).square_().mul_(importance).sum(-1)
-
-
-def _least_squares(groups: Tensor, importance: Tensor, scale: Tensor, zero: Tensor, top: float) -> Tensor:
-    steps = round_to_grid(groups, scale[..., None], zero[..., None], top)
-    weighted = steps * importance
-    power = (weighted * steps).sum(-1)
-    return torch.where(power > 0, weighted.mul_(groups).sum(-1) / power, scale)

@@ -11,6 +11,9 @@ from torchcoinfer.errors import ArgumentError, CalibrationError
 
 # Of the mean diagonal. GPTQ has .01; on MiniLM, 5,000 tokens, .03 gave .6-3 % less error on fresh sentences.
 DAMPING = 0.03
+# How much of the drift of a layer's inputs its weight makes good; 1 is least squares on the calibration data.
+# MiniLM's encoder at 3 bits, 256 sentences: .5 leaves 19 % less cosine error on fresh ones than 0, .75 17 %.
+DRIFT_SHARE = 0.5
 COLUMN_BLOCK = 128
 
 
@@ -43,6 +46,8 @@ class Hessian:
 
     Args:
         moments: [K, K], E[x xᵀ] or any multiple of it.
+        cross: [K, K], E[x₀ xᵀ] with x₀ the inputs that the uncompressed model has there, in the unit of
+            ``moments``; None where the inputs have not changed.
         damping: added to the diagonal, as a share of its mean.
 
     Raises:
@@ -50,16 +55,17 @@ class Hessian:
         CalibrationError: NaN or Inf.
     """
 
-    def __init__(self, moments: Tensor, damping: float = DAMPING):
+    def __init__(self, moments: Tensor, cross: Tensor | None = None, damping: float = DAMPING):
         if moments.dim() != 2 or moments.shape[0] != moments.shape[1]:
             raise ArgumentError("hessian", got=tuple(moments.shape), expected="a square matrix [K, K]")
-        if not bool(torch.isfinite(moments).all()):
+        if not all(bool(torch.isfinite(m).all()) for m in (moments, cross) if m is not None):
             raise CalibrationError(
                 "the second moments of a layer's inputs hold NaN or Inf",
                 remedy="remove the calibration batches on which the model overflows",
             )
         double = moments.detach().double()
         mean = float(double.diagonal().mean())
+        self._drift = None if cross is None or mean <= 0 else ((cross.double() - double) / mean).float()
         if mean > 0:
             self._matrix = (double + double.T) / (2 * mean)
         else:  # no input ever reached the layer: all columns alike
@@ -75,6 +81,20 @@ class Hessian:
     def diagonal(self) -> Tensor:
         """float32 [K], of mean 1: the importance of each column."""
         return self._matrix.diagonal().clamp(min=0.0).float()
+
+    def retarget(self, weight: Tensor, factor: Factor) -> Tensor:
+        """The weight that is best on the inputs as they are now, float32 [N, K].
+
+        The earlier layers' errors have moved the inputs from x₀ to x. What W x₀ was is best reached by
+        W + W (E[x₀ xᵀ] - H) H⁻¹, the idea of GPTAQ (Li et al., arXiv 2504.02692); only ``DRIFT_SHARE`` of the
+        step is taken, since the rest fits the calibration data alone.
+        """
+        if self._drift is None:
+            return weight
+        moved = (weight @ self._drift)[:, factor.order] @ factor.upper.T @ factor.upper
+        target = weight.clone()
+        target[:, factor.order] += DRIFT_SHARE * moved
+        return target
 
     def factor(self, group_size: int, *, sort_across: bool = True) -> Factor:
         """The factor for a group size; where Cholesky's factorization fails, the damping grows tenfold.

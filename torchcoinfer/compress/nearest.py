@@ -5,29 +5,34 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from torchcoinfer.compress.grid import ScaleRange, fit_grid, round_to_grid
+from torchcoinfer.compress.grid import ScaleRange, fit_grid
 from torchcoinfer.compress.prune import choose_mask
 from torchcoinfer.compress.quantized import Quantized, split_groups
 from torchcoinfer.errors import ArgumentError
+from torchcoinfer.ops.search_grid import round_to_grid
 from torchcoinfer.theory.options import Option
 
 CHUNK_ELEMENTS = 1 << 18  # the clip search passes over a chunk many times: it should stay in the cache
 
 
-def nearest(weight: Tensor, option: Option, importance: Tensor | None = None) -> Quantized:
+def nearest(
+    weight: Tensor, option: Option, importance: Tensor | None = None, mask: Tensor | None = None
+) -> Quantized:
     """Rounds each weight to the nearest point of its group's grid.
 
     Args:
         weight: [N, K], floating point, finite.
         option: bits, group size, symmetric or not, sparsity and format. ``algorithm`` is not read.
         importance: [K], the second moment of each input column; None weighs all columns alike.
+        mask: bool [N, K], what ``pruning_mask`` gave for an option of the same format and sparsity: scoring
+            many bit-widths of one mask makes it once. None: made here.
 
     Raises:
         ArgumentError: weights not finite, or too large for any scale; an importance of another shape.
     """
     weight = checked_weight(weight)
     importance = checked_importance(importance, weight)
-    mask = choose_mask(weight.abs() * importance.sqrt(), option)
+    mask = _mask(weight, option, importance) if mask is None else mask
     if option.bits >= 16:
         return float_survivors(weight, mask, option)
     storable = ScaleRange.of(weight, option.bits)
@@ -48,6 +53,16 @@ def nearest(weight: Tensor, option: Option, importance: Tensor | None = None) ->
         scales.append(storable.store(scale))
         zeros.append(zero.to(torch.uint8))
     return Quantized(codes, torch.cat(scales), None if option.symmetric else torch.cat(zeros), mask, option)
+
+
+def pruning_mask(weight: Tensor, option: Option, importance: Tensor | None = None) -> Tensor | None:
+    """The mask of ``nearest``: importance-weighted magnitude; None for dense formats. Arguments as there."""
+    weight = checked_weight(weight)
+    return _mask(weight, option, checked_importance(importance, weight))
+
+
+def _mask(weight: Tensor, option: Option, importance: Tensor) -> Tensor | None:
+    return choose_mask(weight.abs() * importance.sqrt(), option)
 
 
 def float_survivors(weight: Tensor, mask: Tensor | None, option: Option) -> Quantized:

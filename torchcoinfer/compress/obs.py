@@ -79,6 +79,7 @@ def _compress_rows(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Codes (or float survivors) [n, K], scales and zero points [n, G], mask [n, K] of some rows."""
     factor = hessian.factor(option.group_size, sort_across=option.format != "2:4")
+    weight = hessian.retarget(weight, factor)
     rows, width = weight.shape
     groups = ceil_div(width, option.group_size) if option.group_size else 1
     float_values = option.bits >= 16
