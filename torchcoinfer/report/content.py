@@ -45,8 +45,8 @@ def resource_rows(plan: Plan) -> list[dict[str, Any]]:
     for field, (name, key, unit) in _RESOURCES.items():
         entry, ceiling = plan.predicted.get(key), plan.budget.get(field)
         value = number_of(entry)
-        if value is None:
-            continue
+        if value is None or (field == "total_energy" and ceiling is None):
+            continue  # the sum says nothing new where nobody asked for it
         own = entry.get("basis") if isinstance(entry, Mapping) else None
         shared = basis.get(key) if isinstance(basis, Mapping) else basis
         share = value / ceiling if ceiling else None

@@ -119,20 +119,23 @@ def output_distortion(curves: Curves) -> Figure:
 
 
 def latency_split(parts: Sequence[tuple[str, float]], budget_s: float | None) -> Figure:
-    """Where the time goes: one stacked bar, with the budget as a line."""
-    figure, axes = _figure(8.6, 1.5)
+    """Where the time goes: one stacked bar, a legend with every part's time, the budget as a line."""
+    figure, axes = _figure(8.6, 1.7)
     total, left = sum(seconds for _, seconds in parts), 0.0
     longest = max(total, budget_s or 0.0) or 1.0
     for name, seconds in parts:
         color = DEVICE if "device" in name else SERVER if "server" in name else LINK
-        axes.barh([0], [seconds], left=left, color=color, height=0.55, edgecolor="white", linewidth=1.2)
-        if seconds > 0.012 * len(name) * longest:
-            told = f"{name}\n{format_si(seconds, 's')}"
-            axes.text(left + seconds / 2, 0, told, ha="center", va="center", fontsize=7.5, color="white")
+        told = f"{name}, {format_si(seconds, 's')}"
+        shade = 0.55 if "answer" in name else 1.0
+        axes.barh([0], [seconds], left=left, color=color, alpha=shade, height=0.55, ec="white", label=told)
         left += seconds
+    axes.legend(
+        frameon=False, fontsize=8, ncols=len(parts), loc="lower left", bbox_to_anchor=(0, 1), borderpad=0,
+        handlelength=1.0, handletextpad=0.5, columnspacing=1.4,
+    )  # fmt: skip
     if budget_s:
         axes.axvline(budget_s, color=INK, lw=1.2, ls="--")
-        axes.text(budget_s, 0.42, f"budget {format_si(budget_s, 's')} ", ha="right", fontsize=8, color=INK)
+        axes.text(budget_s, 0.36, f"budget {format_si(budget_s, 's')} ", ha="right", fontsize=8, color=INK)
     axes.set_ylim(-0.42, 0.62)
     axes.set_xlim(0, 1.02 * longest)
     axes.set_yticks([])
