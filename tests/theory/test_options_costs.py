@@ -130,6 +130,17 @@ def test_formats_buy_no_time_that_nobody_measured():
     )
 
 
+def test_a_view_takes_the_time_of_a_call_and_a_copy_that_of_its_bytes():
+    tensors = {
+        n: Tensor(n, (size,), "float32", 4 * size) for n, size in (("x", 100), ("v:0", 100), ("c:0", 200))
+    }
+    view, cat = Unit("v", "other", ("x",), ("v:0",), 0.0), Unit("c", "other", ("x", "v:0"), ("c:0",), 0.0)
+    graph = Graph(("x",), ("c:0",), tensors, (view, cat), (), {}, {})
+    profile = DeviceProfile(**{**PROFILE.__dict__, "op_overhead_s": 1e-6})
+    assert unit_load(profile, view, None, None, graph) == Load(0.0, 1e-6)
+    assert unit_load(profile, cat, None, None, graph) == Load(0.0, 1600 / 1e10 + 1e-6)
+
+
 def test_an_embedding_reads_only_its_rows():
     graph, unit, layer = one_unit(rows=10_000, columns=64, tokens=5, kind="embedding")
     moved = 4 * 5 * 64 * 3 + 4 * 10_000  # input, output, rows, bias

@@ -78,8 +78,7 @@ class LinkProfile:
     """A link. Rates in bits per second.
 
     With ``bandwidth_hz`` and ``snr_per_w`` (= g/(N0 B)) the uplink rate is Shannon's, r(p) = B log2(1 + p
-    snr),
-    for each of ``transmit_w``; without them it is ``uplink_bps`` at every power.
+    snr), for each of ``transmit_w``; without them it is ``uplink_bps`` at every power.
     """
 
     name: str
@@ -185,6 +184,14 @@ def _moved_bytes(
     return moved
 
 
+def _is_view(unit: Unit, graph: Graph) -> bool:
+    """Whether the unit only looks at its input in another shape: no arithmetic, no parameter, equal bytes."""
+    if unit.flops > 0 or unit.layer is not None or unit.parameters or len(unit.inputs) != 1:
+        return False
+    made = sum(graph.tensors[name].nbytes for name in unit.outputs)
+    return made == graph.tensors[unit.inputs[0]].nbytes
+
+
 def _roofline(profile: DeviceProfile, cycles: float, seconds: float) -> Load:
     """``max(cycles / f, seconds)`` as a Load: exact at the lowest and the highest clock, above it between.
 
@@ -232,7 +239,8 @@ def unit_load(
 
     With a measured entry: that time, split into cycles and seconds as the roofline splits its own. Without:
     a roofline at the stated efficiency, plus the time of one op call. Formats buy compute time only where the
-    profile says so (``format_speed``), and memory time as ``_weight_stream_bytes`` allows.
+    profile says so (``format_speed``), and memory time as ``_weight_stream_bytes`` allows. A view takes the
+    time of a call alone.
 
     Args:
         option, layer: of the weight that the unit reads; None for a unit without one.
@@ -242,6 +250,8 @@ def unit_load(
     if analytic:
         share = 1.0 if option is None else min(option.bits, FLOAT_BITS) / FLOAT_BITS * (1.0 - option.sparsity)
         return Load(unit.flops * share / rate, 0.0)
+    if _is_view(unit, graph):
+        return Load(0.0, profile.op_overhead_s)
     speed = 1.0 if option is None or layer is None else _speed(profile, option)
     cycles = unit.flops / (rate * speed)
     load = _roofline(
