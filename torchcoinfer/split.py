@@ -218,13 +218,15 @@ def _decode(graph: fx.Graph, parts: list[fx.Node], tensor: Crossing) -> fx.Node:
     return graph.call_function(decode, (*parts, tensor.bits, tensor.granularity, trailing, dtype))
 
 
-def _module(owner: nn.Module, graph: fx.Graph, name: str) -> fx.GraphModule:
+def _module(source: nn.Module, graph: fx.Graph, name: str) -> fx.GraphModule:
     """The graph with the tensors that it reads, all of them buffers, in the memory that they have."""
     for node in graph.nodes:
         node.meta = {}
-    module = fx.GraphModule(owner, graph, name)
+    module = fx.GraphModule(source, graph, name)
     for path, parameter in list(module.named_parameters(remove_duplicate=False)):
         holder, _, leaf = path.rpartition(".")
         del module.get_submodule(holder)._parameters[leaf]
         module.get_submodule(holder).register_buffer(leaf, parameter.detach())
+    for owner in module.modules():  # a half has no code that could make a table of positions anew
+        owner._non_persistent_buffers_set.clear()
     return module

@@ -14,7 +14,6 @@ from torchcoinfer.theory.budget import Workload
 from torchcoinfer.theory.graph import GraphIndex, candidate_cuts
 from torchcoinfer.trace import coded_leading_dims, trace
 
-
 FAST = ["two_branches", "everything", "flattens", "resnet", "vit", "bert", "llama"]
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in zoo.CASES if name not in FAST]
 
