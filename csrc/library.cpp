@@ -47,6 +47,11 @@ STABLE_TORCH_LIBRARY(torchcoinfer, m) {
       "decode_activation(Tensor codes, Tensor scale, Tensor zero_point, int bits, str granularity, "
       "int[] trailing_shape, ScalarType dtype) -> Tensor");
 
+  // compression
+  m.def(
+      "search_grid(Tensor groups, Tensor importance, Tensor start_scales, Tensor start_zeros, float[] shares, "
+      "float unit, ScalarType scale_dtype, int bits, int refinements) -> (Tensor scales, Tensor zeros)");
+
   // Which CPU path runs now (TORCHCOINFER_ISA considered), and all this machine has, best first, comma-separated
   m.def("cpu_isa() -> str");
   m.def("cpu_isas() -> str");

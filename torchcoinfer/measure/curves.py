@@ -18,6 +18,7 @@ from torchcoinfer import ops
 from torchcoinfer.calibrate import Statistics, Stream
 from torchcoinfer.calibrate.judge import batch_size
 from torchcoinfer.compress import Hessian, Quantized, nearest, obs, option_of
+from torchcoinfer.compress.nearest import pruning_mask
 from torchcoinfer.compress.pack import weight_matrix
 from torchcoinfer.measure.cuts import score_cuts
 from torchcoinfer.measure.score import Curves, Measured, score_options
@@ -35,7 +36,7 @@ SURVIVORS = 3  # error-compensated options a layer
 
 @dataclass(frozen=True)
 class Data:
-    """Calibration batches by use: ``fit`` makes Hessians, ``score`` carries the probes; disjoint if possible."""
+    """Calibration batches by use, disjoint if possible: ``fit`` makes Hessians, ``score`` carries the probes."""
 
     fit: tuple[tuple[Tensor, ...], ...]
     score: tuple[tuple[Tensor, ...], ...]
@@ -81,17 +82,23 @@ def layer_options(layer: Layer, search: Search) -> tuple[Option, ...]:
 class _Nearest:
     """(layer, option) -> the dense weight of rounding to nearest.
 
-    Of an embedding only rows that calibration read are rounded: no other row can change a score.
+    Of an embedding only rows that calibration read are rounded: no other row can change a score. Options come
+    sorted by format, so that the mask of one sparsity is made once for all bit-widths.
     """
 
     def __init__(self, traced: Traced, statistics: Statistics):
         self.traced, self.statistics = traced, statistics
+        self._last_mask: tuple[tuple[str, str, float], Tensor | None] | None = None
 
     def __call__(self, layer: str, option: Option) -> Tensor:
         weight = _weight(self.traced, layer).float()
         rows = self.statistics.row_counts.get(layer)
         if rows is None:
-            return nearest(weight, option, self.statistics.importance(layer)).dequantize()
+            importance = self.statistics.importance(layer)
+            key = (layer, option.format, option.sparsity)
+            if self._last_mask is None or self._last_mask[0] != key:
+                self._last_mask = (key, pruning_mask(weight, option, importance))
+            return nearest(weight, option, importance, self._last_mask[1]).dequantize()
         seen = rows.nonzero().flatten()
         compressed = weight.clone()
         compressed[seen] = nearest(weight[seen], option, None).dequantize()

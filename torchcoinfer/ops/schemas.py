@@ -28,6 +28,8 @@ SCHEMAS = (
     "scale, Tensor zero_point)",
     "decode_activation(Tensor codes, Tensor scale, Tensor zero_point, int bits, str granularity, int[] "
     "trailing_shape, ScalarType dtype) -> Tensor",
+    "search_grid(Tensor groups, Tensor importance, Tensor start_scales, Tensor start_zeros, float[] shares, "
+    "float unit, ScalarType scale_dtype, int bits, int refinements) -> (Tensor scales, Tensor zeros)",
     "cpu_isa() -> str",
     "cpu_isas() -> str",
 )
