@@ -44,10 +44,14 @@ BAD = {
     "integer dtype": ([{**good(), "ids": torch.zeros(2)}], "batch 0.*'ids'.*int64"),
     "shape": ([{**good(), "x": torch.zeros(2, 4)}], r"batch 0.*'x'.*\(2, 4\)"),
     "rank": ([{**good(), "x": torch.zeros(3)}], r"batch 0.*'x'.*\(3,\)"),
-    "sizes disagree": ([{**good(3), "x": torch.zeros(2, 3)}], "batch 0.*'x'"),
+    "sizes disagree": ([{**good(3), "x": torch.zeros(2, 3)}], "batch 0"),
     "no sample": ([good(0)], "batch 0.*empty"),
     "nan": ([good(), {**good(), "x": torch.full((2, 3), math.nan)}], "batch 1.*'x' holds NaN or Inf.*6 of 6"),
     "inf": ([{**good(), "x": torch.full((2, 3), -math.inf)}], "batch 0.*NaN or Inf"),
+    "token beyond the table": (
+        [good(), {**good(), "ids": torch.tensor([1, 7])}],
+        "batch 1: the model fails.*range",
+    ),
     "no tensor": ([{**good(), "x": [[0.0] * 3] * 2}], "batch 0"),
 }
 

@@ -204,6 +204,22 @@ def test_the_model_is_left_alone():
     assert grads == ["head.weight"] and bool((frozen.head.weight.grad == 1).all())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_models(dtype):
+    """Scored in the model's own precision, summed in float32."""
+    model, inputs, traced, statistics = prepared("perceptron")
+    found = changes(traced)
+    options = {layer: (FINE,) for layer in table_of(traced)}
+    exact = score_options(traced, statistics, options, weights=weights_of(model, found))
+    half, inputs = model.to(dtype), (inputs[0].to(dtype),)
+    traced = trace(half, inputs)
+    scored = score_options(
+        traced, calibrate(traced, [inputs]), options, weights=lambda *pair: dense(half, pair[0]) + found[pair]
+    )
+    for layer, points in scored.items():
+        assert points[0].distortion == pytest.approx(exact[layer][0].distortion, rel=0.1)
+
+
 def test_kl_is_the_second_order_divergence():
     """metric="kl": the Fisher form, exact with a basis, and the limit of the real divergence."""
     model, inputs = make("tokens")

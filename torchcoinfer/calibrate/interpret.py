@@ -66,6 +66,7 @@ class Interpreter:
     """
 
     def __init__(self, traced: Traced):
+        self.traced = traced
         self.module: fx.GraphModule = traced.module
         self.nodes: tuple[fx.Node, ...] = tuple(self.module.graph.nodes)
         self.calls: tuple[LayerCall, ...] = tuple(_find_calls(traced))

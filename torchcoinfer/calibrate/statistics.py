@@ -105,15 +105,8 @@ def calibrate(
     interpreter, sums = Interpreter(traced), _Sums()
     power, samples = 0.0, 0
     for index, inputs in enumerate(tqdm(flat, desc="calibrate", unit="batch", disable=not progress)):
-        with torch.no_grad():
-            outputs = interpreter.run(inputs, tap=sums.tap(interpreter, padding_mask(traced, inputs)))
-            judged = judge.tensor(traced.unflatten_outputs(outputs), inputs)
-        if not bool(torch.isfinite(judged).all()):
-            raise CalibrationError(
-                f"batch {index}: the model's output holds NaN or Inf",
-                expected="a finite output",
-                remedy="check the weights and this batch; half precision may overflow: try float32",
-            )
+        tap = sums.tap(interpreter, padding_mask(traced, inputs))
+        judged = judged_output(interpreter, judge, inputs, index, tap)
         power += float(judge.signal(judged).sum())
         samples += batch_size(inputs)
     if power <= 0.0:
@@ -127,3 +120,32 @@ def calibrate(
     return Statistics(
         flat, samples, power / samples, judge, moments_of, sums.positions, sums.rows, probes, seed
     )
+
+
+def judged_output(
+    interpreter: Interpreter, judge: Judge, inputs: Sequence[Tensor], index: int, tap: Tap | None = None
+) -> Tensor:
+    """The judged tensor of one checked batch, without gradients.
+
+    Raises:
+        CalibrationError: the model fails on the batch (token numbers beyond the vocabulary, sizes that do not
+            fit one another), or its output is not finite.
+    """
+    try:
+        with torch.no_grad():
+            outputs = interpreter.run(inputs, tap=tap)
+    except (RuntimeError, IndexError) as error:
+        raise CalibrationError(
+            f"batch {index}: the model fails on it",
+            got=str(error).strip().splitlines()[0],
+            expected="inputs that the model can run on",
+            remedy="check the batch's values and sizes (numbers of tokens, classes, positions)",
+        ) from error
+    judged = judge.tensor(interpreter.traced.unflatten_outputs(outputs), inputs)
+    if not bool(torch.isfinite(judged).all()):
+        raise CalibrationError(
+            f"batch {index}: the model's output holds NaN or Inf",
+            expected="a finite output",
+            remedy="check the weights and this batch; half precision may overflow: try float32",
+        )
+    return judged

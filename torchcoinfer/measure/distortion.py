@@ -12,7 +12,7 @@ from torch import Tensor
 from torchcoinfer.calibrate.batches import Batch, batch_arguments, read_batch
 from torchcoinfer.calibrate.interpret import Interpreter, Replacement
 from torchcoinfer.calibrate.judge import batch_size
-from torchcoinfer.calibrate.statistics import Statistics
+from torchcoinfer.calibrate.statistics import Statistics, judged_output
 from torchcoinfer.errors import ArgumentError, CalibrationError
 from torchcoinfer.trace import Traced
 
@@ -50,10 +50,7 @@ def reference(traced: Traced, statistics: Statistics, batches: Iterable[Batch]) 
         flat = read_batch(traced, batch, index)
         arguments.append(batch_arguments(batch, index))
         inputs.append(flat)
-        with torch.no_grad():
-            judged.append(_judged(traced, statistics, interpreter.run(flat), flat))
-        if not bool(torch.isfinite(judged[-1]).all()):
-            raise CalibrationError(f"batch {index}: the model's output holds NaN or Inf", expected="finite")
+        judged.append(judged_output(interpreter, statistics.judge, flat, index))
     if not inputs:
         raise CalibrationError("validation data are empty", got="0 batches", expected="at least one batch")
     return Reference(traced, statistics, tuple(arguments), tuple(inputs), tuple(judged))
