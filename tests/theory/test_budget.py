@@ -79,6 +79,10 @@ def test_a_bad_quantity_is_refused_with_fact_value_and_remedy(field, value, word
     assert isinstance(info.value, ValueError)
 
 
+def test_printing_shows_the_fields_given_alone():
+    assert repr(Budget(latency="80 ms", device_memory="1 KiB")) == "Budget(latency=0.08, device_memory=1024)"
+
+
 def test_a_budget_needs_a_field_and_knows_its_fields():
     with pytest.raises(ArgumentError, match="at least one field.*latency"):
         Budget()

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torchcoinfer.errors import ArgumentError, InfeasibleBudget
 from torchcoinfer.theory import solve_pair
 from torchcoinfer.theory.budget import Budget, Search
+from torchcoinfer.theory.costs import Load
 from torchcoinfer.theory.plan import PREDICTED_OF_ROW, Plan
 from torchcoinfer.theory.solve import solve
 
@@ -89,6 +90,72 @@ def test_the_scale_of_the_distortions_changes_nothing(exponent):
     budget = Budget(device_memory=problem.budget.as_dict().get("device_memory", 1e6))
     one, other = solve(replace(problem, budget=budget)), solve(replace(scaled, budget=budget))
     assert other.predicted["distortion"] == pytest.approx(one.predicted["distortion"] * factor, rel=1e-9)
+
+
+@pytest.mark.parametrize("seconds", (-6, 6))
+@pytest.mark.parametrize("size", (3, 9))
+def test_rows_over_many_decades_change_nothing(seconds, size):
+    """The same problem in other units of time and of bytes has the same plan."""
+    time, bytes_ = 10.0**seconds, 10.0**size
+    for seed in range(6):
+        problem = replace(problem_of_seed(seed, 6), search=Search(gap=0.0))
+        limits = {"latency": 0.3, "device_memory": 5e4}
+        scale = {"latency": time, "device_memory": bytes_}
+
+        def loads(own, time=time):
+            return tuple(Load(load.cycles * time, load.seconds * time) for load in own)
+
+        def tensor(own, bytes_=bytes_):
+            return replace(own, nbytes=own.nbytes * bytes_)
+
+        graph = replace(
+            problem.graph,
+            tensors={name: tensor(t) for name, t in problem.graph.tensors.items()},
+            parameters={name: b * bytes_ for name, b in problem.graph.parameters.items()},
+        )
+        faster = bytes_ / time
+        scaled = replace(
+            problem,
+            graph=graph,
+            choices={
+                name: tuple(
+                    replace(
+                        c,
+                        packed_bytes=c.packed_bytes * bytes_,
+                        device=loads(c.device),
+                        server=loads(c.server),
+                    )
+                    for c in own
+                )
+                for name, own in problem.choices.items()
+            },
+            cut_options={
+                name: tuple(replace(o, wire_bytes=o.wire_bytes * bytes_) for o in own)
+                for name, own in problem.cut_options.items()
+            },
+            fixed_device={name: loads([load])[0] for name, load in problem.fixed_device.items()},
+            fixed_server={name: loads([load])[0] for name, load in problem.fixed_server.items()},
+            link=replace(
+                problem.link,
+                bandwidth_hz=problem.link.bandwidth_hz * faster,
+                downlink_bps=problem.link.downlink_bps * faster,
+                rtt_s=problem.link.rtt_s * time,
+            ),
+            answer_bytes=problem.answer_bytes * bytes_,
+            device=replace(problem.device, memory_bytes=1e30),
+            server=replace(problem.server, memory_bytes=1e30),
+        )
+        one = outcome(replace(problem, budget=Budget(**limits)))
+        other = outcome(replace(scaled, budget=Budget(**{n: v * scale[n] for n, v in limits.items()})))
+        assert one[0] == other[0]
+        assert one[1] == pytest.approx(other[1], rel=1e-3 if one[0] == "relaxed" else 1e-9)
+
+
+def outcome(problem):
+    try:
+        return "plan", solve(problem).predicted["distortion"]
+    except InfeasibleBudget as error:
+        return "relaxed", error.attainable.latency / problem.budget.latency
 
 
 @settings(max_examples=25, deadline=None)

@@ -130,7 +130,7 @@ class Workload:
         _one_of("Workload.answer", self.answer, ("device", "server"))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Budget:
     """Ceilings of one run of the workload (design.md §2): SI numbers, or strings with units that become them.
 
@@ -177,6 +177,9 @@ class Budget:
         """The fields given, SI floats; ``Budget(**budget.as_dict()) == budget``."""
         given = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in given.items() if value is not None}
+
+    def __repr__(self) -> str:
+        return f"Budget({', '.join(f'{name}={value:.10g}' for name, value in self.as_dict().items())})"
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Budget:
