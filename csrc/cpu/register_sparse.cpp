@@ -95,6 +95,16 @@ std::tuple<Tensor, Tensor, Tensor> bitmap_pack_op(Tensor values, Tensor mask, in
   return {words, offsets, packed};
 }
 
+SparseMatrix without_scales(const Tensor& values, Dtype dtype, int bits, int64_t N, int64_t K) {
+  SparseMatrix matrix{};
+  matrix.values = values.const_data_ptr();
+  matrix.value_dtype = dtype;
+  matrix.bits = bits;
+  matrix.N = N;
+  matrix.K = K;
+  return matrix;
+}
+
 // The matrix without scales, its buffers checked.
 SparseMatrix sparse24_matrix(const Checker& checks, const Tensor& index, const Tensor& values, int64_t bits, int64_t N,
                              int64_t K) {
@@ -108,8 +118,11 @@ SparseMatrix sparse24_matrix(const Checker& checks, const Tensor& index, const T
   checks.shape("values", values, {blocks, tiles, TILE_CHUNKS * (bits ? chunk_bytes(width) : CHUNK)});
   checks.contiguous("values", values);
   const Dtype dtype = bits ? Dtype::float32 : checks.floating("values", values);
-  return {data<uint8_t>(index), nullptr, nullptr, values.const_data_ptr(), blocks * tiles * TILE_CHUNKS, dtype, width,
-          nullptr,              nullptr, Dtype::float32, 0,  N, K};
+  SparseMatrix matrix = without_scales(values, dtype, width, N, K);
+  matrix.paired = true;
+  matrix.index = data<uint8_t>(index);
+  matrix.chunks = blocks * tiles * TILE_CHUNKS;
+  return matrix;
 }
 
 SparseMatrix bitmap_matrix(const Checker& checks, const Tensor& mask, const Tensor& offsets, const Tensor& values,
@@ -131,9 +144,11 @@ SparseMatrix bitmap_matrix(const Checker& checks, const Tensor& mask, const Tens
   checks.shape("values", values, {starts[blocks] * (bits ? chunk_bytes(width) : CHUNK)});
   checks.contiguous("values", values);
   const Dtype dtype = bits ? Dtype::float32 : checks.floating("values", values);
-  const auto* masks = reinterpret_cast<const uint64_t*>(data<int64_t>(mask));
-  return {nullptr, masks,   starts,         values.const_data_ptr(), starts[blocks], dtype, width,
-          nullptr, nullptr, Dtype::float32, 0,                       N,              K};
+  SparseMatrix matrix = without_scales(values, dtype, width, N, K);
+  matrix.masks = reinterpret_cast<const uint64_t*>(data<int64_t>(mask));
+  matrix.offsets = starts;
+  matrix.chunks = starts[blocks];
+  return matrix;
 }
 
 std::tuple<Tensor, Tensor> unpack(const Checker& checks, const SparseMatrix& matrix, ScalarType dtype) {
@@ -145,7 +160,7 @@ std::tuple<Tensor, Tensor> unpack(const Checker& checks, const SparseMatrix& mat
   torch::stable::parallel_for(0, ceil_div(matrix.N, BLOCK_N), BLOCK_GRAIN, [&](int64_t begin, int64_t end) {
     if (!sparse_unpack_blocks(matrix, value_bytes, begin, end, target, flags)) sound = false;
   });
-  check(sound, checks.op, matrix.index ? "index" : "mask", "as many kept weights as survivors", "another number");
+  check(sound, checks.op, matrix.paired ? "index" : "mask", "as many kept weights as survivors", "another number");
   return {dense, kept};
 }
 
@@ -213,7 +228,7 @@ Tensor linear(const Checker& checks, Tensor x, const SparseMatrix& weight, const
   const Output out{y.mutable_data_ptr(), dtype, weight.N, 1, 0, weight.N, bias_data};
   const SourceRows source{x.const_data_ptr(), dtype, weight.K, weight.K};
   const SparseCall call{weight, source, rows, static_cast<int>(activation_bits), out, active_isa()};
-  check(run_sparse_linear(call, PARALLEL), checks.op, weight.index ? "index" : "mask",
+  check(run_sparse_linear(call, PARALLEL), checks.op, weight.paired ? "index" : "mask",
         "as many kept weights as survivors", "another number");
   return y;
 }

@@ -10,8 +10,9 @@
 
 namespace torchcoinfer {
 
-// One matrix in a sparse format. 2:4: `index`; bitmap: `masks` and `offsets`; the others are nullptr.
+// One matrix in a sparse format. 2:4 (`paired`): `index`; bitmap: `masks` and `offsets`; the others are nullptr.
 struct SparseMatrix {
+  bool paired;
   const uint8_t* index;    // [NB, KT, 64]
   const uint64_t* masks;   // [NB, KT, 8]
   const int32_t* offsets;  // [NB + 1]
@@ -30,7 +31,7 @@ struct SparseMatrix {
     return ceil_div(K, TILE_K);
   }
   int64_t first_chunk(int64_t block) const {
-    return index ? block * tiles() * TILE_CHUNKS : offsets[block];
+    return paired ? block * tiles() * TILE_CHUNKS : offsets[block];
   }
 };
 

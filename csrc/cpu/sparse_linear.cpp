@@ -15,7 +15,9 @@ namespace {
 constexpr int64_t WINDOW_TILES = 8;  // spread at once: 4 KiB of bytes, 16 KiB of floats
 constexpr int64_t WINDOW_WORDS = WINDOW_TILES * TILE_GROUPS;
 constexpr int64_t WINDOW_SURVIVORS = WINDOW_WORDS * GROUP_PLACES;
-constexpr int64_t BLOCKS_TOGETHER = 2;  // n-blocks the dense kernels take at once
+constexpr int64_t FEW_ROWS_BYTES = 1 << 18;   // of dense tiles that are spread at once
+constexpr int64_t MANY_ROWS_BYTES = 1 << 21;
+constexpr int64_t ENOUGH_PARTS = 8;
 constexpr int64_t WORK_GRAIN = 1 << 18;     // multiply-adds that are worth a thread
 constexpr int64_t ELEMENT_GRAIN = 1 << 15;  // elements of x that are worth a thread
 constexpr int BYTE_CENTER = 128;            // implicit zero point of 8-bit codes
@@ -32,7 +34,7 @@ class BlockReader {
   // Masks of tiles [tile, tile + count); false if the stream is too short for them.
   bool open(int64_t tile, int64_t count) {
     const int64_t words = count * TILE_GROUPS, start = (block_ * w_.tiles() + tile) * TILE_GROUPS;
-    if (w_.index) {
+    if (w_.paired) {
       spread_.masks(w_.index + start * 8, words, built_);
       masks_ = built_;
     } else {
@@ -117,9 +119,6 @@ bool spread_block(const SparseMatrix& w, const Spread& spread, int64_t block, co
   return reader.complete();
 }
 
-template <typename Rows>
-using Kernel = void (*)(const QuantMatrix&, const Rows&, const Output&, bool, int64_t, int64_t);
-
 Output blocks_of(const Output& out, int64_t block, int64_t last) {
   Output part = out;
   const int64_t n = block * BLOCK_N;
@@ -130,33 +129,46 @@ Output blocks_of(const Output& out, int64_t block, int64_t last) {
   return part;
 }
 
-template <typename Rows>
-bool multiply_codes(const SparseCall& call, const Rows& x, Kernel<Rows> kernel, const ParallelFor& parallel) {
+// n-blocks spread at once: as many as stay in the cache (few rows) or as make the preparation of x cheap (many rows),
+// fewer where there would not be enough parts for the threads.
+int64_t blocks_together(const SparseCall& call, int64_t blocks) {
+  const int64_t block_bytes = std::max<int64_t>(call.weight.tiles() * tile_bytes(PLACES_BITS), 1);
+  const int64_t fitting = (call.rows <= GEMV_ROWS ? FEW_ROWS_BYTES : MANY_ROWS_BYTES) / block_bytes;
+  return std::max<int64_t>(2, std::min(fitting, ceil_div(blocks, ENOUGH_PARTS)));
+}
+
+void run_here(int64_t count, int64_t, const std::function<void(int64_t, int64_t)>& body) {
+  if (count) body(0, count);
+}
+
+// Spreads blocks [first, last) and hands them to the dense linear.
+bool multiply_codes_part(const SparseCall& call, int64_t first, int64_t last, uint8_t* tiles, uint8_t* zeros) {
   const SparseMatrix& w = call.weight;
   const Spread& spread = spread_of(call.isa);
-  const int64_t blocks = ceil_div(w.N, BLOCK_N), together = x.rows <= GEMV_ROWS ? 1 : BLOCKS_TOGETHER;
-  const int64_t groups = group_count(w.K, w.group_size), block_bytes = w.tiles() * tile_bytes(PLACES_BITS);
-  const int64_t work = together * BLOCK_N * std::max<int64_t>(w.K, 1) * (x.rows + 1);
+  const int64_t block_zeros_bytes = group_count(w.K, w.group_size) * BLOCK_N;
+  const int64_t block_bytes = w.tiles() * tile_bytes(PLACES_BITS);
+  for (int64_t b = first; b < last; ++b) {
+    const BlockZeros moved = block_zeros(w, b, zeros + (b - first) * block_zeros_bytes);
+    if (!spread_block(w, spread, b, moved, tiles + (b - first) * block_bytes)) return false;
+  }
+  const char* scales = static_cast<const char*>(w.scales) + first * block_zeros_bytes * dtype_bytes(w.scale_dtype);
+  const int64_t N = std::min(w.N, last * BLOCK_N) - first * BLOCK_N;
+  const QuantMatrix dense{tiles,       scales,       w.zeros ? zeros : nullptr, w.scale_dtype,
+                          PLACES_BITS, w.group_size, N,                         w.K};
+  run_linear({dense, call.x, call.rows, call.activation_bits, blocks_of(call.out, first, last), call.isa}, run_here);
+  return true;
+}
+
+bool multiply_codes(const SparseCall& call, const ParallelFor& parallel) {
+  const SparseMatrix& w = call.weight;
+  const int64_t blocks = ceil_div(w.N, BLOCK_N), together = blocks_together(call, blocks);
+  const int64_t work = together * BLOCK_N * std::max<int64_t>(w.K, 1) * (call.rows + 1);
   std::atomic<bool> sound{true};
   parallel(ceil_div(blocks, together), ceil_div(WORK_GRAIN, work), [&](int64_t begin, int64_t end) {
-    const Buffer<uint8_t> tiles(together * block_bytes), zeros(together * groups * BLOCK_N);
-    for (int64_t part = begin; part < end; ++part) {
-      const int64_t first = part * together, last = std::min(blocks, first + together);
-      for (int64_t b = first; b < last; ++b) {
-        const BlockZeros moved = block_zeros(w, b, zeros.get() + (b - first) * groups * BLOCK_N);
-        if (!spread_block(w, spread, b, moved, tiles.get() + (b - first) * block_bytes)) sound = false;
-      }
-      const auto* scales = static_cast<const char*>(w.scales);
-      const QuantMatrix dense{tiles.get(),
-                              scales + first * groups * BLOCK_N * dtype_bytes(w.scale_dtype),
-                              w.zeros ? zeros.get() : nullptr,
-                              w.scale_dtype,
-                              PLACES_BITS,
-                              w.group_size,
-                              std::min(w.N, last * BLOCK_N) - first * BLOCK_N,
-                              w.K};
-      kernel(dense, x, blocks_of(call.out, first, last), x.rows <= GEMV_ROWS, 0, last - first);
-    }
+    const Buffer<uint8_t> tiles(together * w.tiles() * tile_bytes(PLACES_BITS));
+    const Buffer<uint8_t> zeros(together * group_count(w.K, w.group_size) * BLOCK_N);
+    for (int64_t first = begin * together; first < std::min(blocks, end * together); first += together)
+      if (!multiply_codes_part(call, first, std::min(blocks, first + together), tiles.get(), zeros.get())) sound = false;
   });
   return sound;
 }
@@ -194,59 +206,18 @@ bool multiply_floats(const SparseCall& call, const FloatRows& x, const ParallelF
   return sound;
 }
 
-Kernel<FloatRows> float_kernel(Isa isa) {
-#if TORCHCOINFER_X86
-  if (isa == Isa::avx512) return linear_float_avx512;
-  if (isa == Isa::avx2) return linear_float_avx2;
-#endif
-  (void)isa;
-  return linear_float_scalar;
-}
-
-Kernel<CodeRows> code_kernel(Isa isa) {
-#if TORCHCOINFER_X86
-  if (isa == Isa::avx512) return linear_codes_avx512;
-  if (isa == Isa::avx2) return linear_codes_avx2;
-#endif
-  (void)isa;
-  return linear_codes_scalar;
-}
-
 }  // namespace
 
 bool run_sparse_linear(const SparseCall& call, const ParallelFor& parallel) {
   if (call.rows == 0 || call.weight.N == 0) return true;
+  if (call.weight.bits) return multiply_codes(call, parallel);
   const Segments segments(call.weight.K, call.weight.group_size);
   const int64_t rows = call.rows, stride = segments.tiles * TILE_K;
-  const int64_t grain = ceil_div(ELEMENT_GRAIN, std::max<int64_t>(stride, 1));
-  if (call.activation_bits == 8) {
-    const Buffer<int8_t> values(rows * stride);
-    const Buffer<float> scales(rows);
-    const Buffer<int32_t> sums(rows * segments.count);
-    parallel(rows, grain, [&](int64_t begin, int64_t end) {
-      code_rows(call.x, segments, call.isa, begin, end, values.get(), scales.get(), sums.get());
-    });
-    const CodeRows x{values.get(), scales.get(), sums.get(), rows, stride};
-    return multiply_codes(call, x, code_kernel(call.isa), parallel);
-  }
-  const Buffer<float> sum_buffer(call.weight.zeros ? rows * segments.count : 0);
-  float* sums = call.weight.zeros ? sum_buffer.get() : nullptr;
-#if TORCHCOINFER_X86
-  if (call.weight.bits && call.isa == Isa::avx512 && call.x.dtype == Dtype::bfloat16) {
-    const Buffer<uint16_t> values(rows * stride);
-    parallel(rows, grain, [&](int64_t begin, int64_t end) {
-      pair_rows(call.x, segments, call.isa, begin, end, values.get(), sums);
-    });
-    return multiply_codes<PairRows>(call, {values.get(), sums, rows, stride}, linear_pairs_avx512, parallel);
-  }
-#endif
   const Buffer<float> values(rows * stride);
-  parallel(rows, grain, [&](int64_t begin, int64_t end) {
-    float_rows(call.x, segments, call.isa, begin, end, values.get(), sums);
+  parallel(rows, ceil_div(ELEMENT_GRAIN, std::max<int64_t>(stride, 1)), [&](int64_t begin, int64_t end) {
+    float_rows(call.x, segments, call.isa, begin, end, values.get(), nullptr);
   });
-  const FloatRows x{values.get(), sums, rows, stride};
-  return call.weight.bits ? multiply_codes(call, x, float_kernel(call.isa), parallel)
-                          : multiply_floats(call, x, parallel);
+  return multiply_floats(call, {values.get(), nullptr, rows, stride}, parallel);
 }
 
 }  // namespace torchcoinfer

@@ -119,7 +119,7 @@ bool sparse_unpack_blocks(const SparseMatrix& matrix, int64_t value_bytes, int64
     for (int64_t t = 0; t < tiles; ++t)
       for (int g = 0; g < TILE_GROUPS; ++g) {
         const int64_t word = (block * tiles + t) * TILE_GROUPS + g;
-        uint64_t mask = matrix.index ? index_mask(matrix.index + word * 8, 0) : matrix.masks[word];
+        uint64_t mask = matrix.paired ? index_mask(matrix.index + word * 8, 0) : matrix.masks[word];
         if (survivor + __builtin_popcountll(mask) > last) return false;
         for (; mask; mask &= mask - 1, ++survivor) {
           int64_t element;

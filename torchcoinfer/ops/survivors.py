@@ -22,9 +22,7 @@ CHUNK = 64
 
 def pack_chunks(codes: Tensor, bits: int) -> Tensor:
     """Codes uint8 [..., 64 * c] to bytes uint8 [..., 8 * bits * c]."""
-    chunks = (
-        codes.unflatten(-1, (-1, CHUNK)) if codes.numel() else codes.unsqueeze(-1).expand(*codes.shape, 64)
-    )
+    chunks = codes.reshape(*codes.shape[:-1], codes.shape[-1] // CHUNK, CHUNK)
     planes, shift = [], 0
     for plane in PLANES[bits]:
         fields = (chunks >> shift & (1 << plane) - 1).unflatten(-1, (8 // plane, 8 * plane))
