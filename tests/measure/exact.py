@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev
+from torch.nn import functional
 from transformers import BertConfig, BertModel
 
 from torchcoinfer.theory.options import Option
@@ -148,7 +149,7 @@ def exact_response(model: nn.Module, inputs: tuple | dict, layer: str, change: T
 class Basis:
     """Every unit vector in turn, so that the average over probes is the exact expectation."""
 
-    def __call__(self, judged: Tensor, probes: int, samples) -> Tensor:
-        if probes != judged.numel():
-            raise ValueError(f"{probes} probes for {judged.numel()} outputs")
-        return torch.eye(probes, dtype=judged.dtype).reshape(probes, *judged.shape) * math.sqrt(probes)
+    def __call__(self, judged: Tensor, probe: int, samples: Sequence[int]) -> Tensor:
+        return functional.one_hot(torch.tensor(probe), judged.numel()).to(judged.dtype).reshape(
+            judged.shape
+        ) * math.sqrt(judged.numel())

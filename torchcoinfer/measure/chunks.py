@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, fx
@@ -54,18 +55,20 @@ def responses(
         batch = batch_size(inputs)
         step = batch
         if tape.divisible:
-            one = response_bytes(tape.shapes(tape.dims.take(inputs, slice(0, 1)), nodes), probes)
+            one = response_bytes(*tape.footprint(tape.dims.take(inputs, slice(0, 1)), nodes), probes)
             step = max(1, min(batch, budget_bytes // max(one, 1)))
         for start in range(0, batch, step):
             chunk = inputs if step == batch else tape.dims.take(inputs, slice(start, start + step))
             size = batch_size(chunk)
             judged, sites = tape.record(chunk, nodes)
-            drawn = noise(judged.detach(), probes, range(first + start, first + start + size))
-            yield sites, tape.responses(judged, sites, drawn)
+            numbers = range(first + start, first + start + size)
+            yield sites, tape.responses(judged, sites, probes, partial(noise, samples=numbers))
             bar.update(size)
         first += batch
 
 
-def response_bytes(shapes: Mapping[fx.Node, tuple[int, int]], probes: int) -> int:
-    """Bytes held for one chunk: g of every probe, the value and its gradient, the node's input; float32."""
-    return sum(4 * ((probes + 2) * value + read) for value, read in shapes.values())
+def response_bytes(sizes: Mapping[fx.Node, tuple[int, int]], judged: int, probes: int) -> int:
+    """Bytes held for one chunk, float32: per node g of every probe, value, its gradient and the input;
+    of the judged tensor the noise, the direction and two more.
+    """
+    return 16 * judged + sum(4 * ((probes + 2) * value + read) for value, read in sizes.values())

@@ -88,11 +88,11 @@ def _cut_parts(
 ) -> list[list[str]]:
     few = tape.few(inputs)
     nodes = {name: tape.traced.tensor_nodes[name] for name in coded}
-    shapes = tape.shapes(few, set(nodes.values()))
+    shapes, _ = tape.footprint(few, set(nodes.values()))
     parts: list[list[str]] = [[]]
     held = 0
     for name, node in nodes.items():
-        size = response_bytes({node: shapes[node]}, probes) if node in shapes else 0
+        size = response_bytes({node: shapes[node]}, 0, probes) if node in shapes else 0
         if parts[-1] and held + size > budget:
             parts.append([])
             held = 0

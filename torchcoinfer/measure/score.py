@@ -169,11 +169,13 @@ class _LayerScorer:
         needed = sum(self._bytes(layer, exact=True) * len(found) for layer, found in self.options.items())
         self.exact = needed <= half
         few = self.tape.few(inputs)
-        shapes = self.tape.shapes(few, {call.node for layer in self.options for call in self.calls[layer]})
+        shapes, _ = self.tape.footprint(
+            few, {call.node for layer in self.options for call in self.calls[layer]}
+        )
         parts = [_Part()]
         for layer in self.calls:
             of_layer = {call.node: shapes[call.node] for call in self.calls[layer] if call.node in shapes}
-            held = response_bytes(of_layer, probes)
+            held = response_bytes(of_layer, 0, probes)
             for option in self.options.get(layer, ()):
                 part, size = parts[-1], self._bytes(layer, self.exact)
                 more = 0 if layer in part.pairs else held

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from torchcoinfer.calibrate.interpret import Interpreter, Replacement, aten
+from torchcoinfer.calibrate.interpret import Interpreter, Replacement, Tap, aten
 from torchcoinfer.calibrate.judge import Judge, batch_size
 from torchcoinfer.measure.samples import BatchDims
 from torchcoinfer.trace import Traced
 
 Noise = Callable[[Tensor, int, Sequence[int]], Tensor]
-"""(judged tensor [B, ...], number of probes, a number for each sample) -> noise [P, B, ...], E[εεᵀ] = 1."""
+"""(judged tensor [B, ...], the probe's number, each sample's number) -> noise [B, ...], E[εεᵀ] = 1."""
 
 
 @dataclass(frozen=True)
@@ -74,13 +74,18 @@ class Tape:
         """The fewest samples that can be run at once."""
         return self.dims.take(inputs, slice(0, 1)) if self.divisible else tuple(inputs)
 
-    def _judged(self, inputs: Sequence[Tensor]) -> Tensor:
+    def _judged(self, inputs: Sequence[Tensor], tap: Tap | None = None) -> Tensor:
         with torch.no_grad():
-            outputs = self.interpreter.run(inputs, replacements=self._replacements)
+            outputs = self.interpreter.run(inputs, replacements=self._replacements, tap=tap)
             return self.judge.tensor(self.traced.unflatten_outputs(outputs), inputs)
 
-    def shapes(self, inputs: Sequence[Tensor], nodes: Collection[fx.Node]) -> dict[fx.Node, tuple[int, int]]:
-        """Elements of (value, largest tensor argument) at each node, from one plain forward pass."""
+    def footprint(
+        self, inputs: Sequence[Tensor], nodes: Collection[fx.Node]
+    ) -> tuple[dict[fx.Node, tuple[int, int]], int]:
+        """Elements of (value, largest tensor argument) at each node, and of the judged tensor.
+
+        From one plain forward pass.
+        """
         found: dict[fx.Node, tuple[int, int]] = {}
 
         def observe(node: fx.Node, args: Sequence[Any], value: Any) -> Any:
@@ -88,9 +93,7 @@ class Tape:
                 found[node] = (value.numel(), _read_numel(node, args))
             return value
 
-        with torch.no_grad():
-            self.interpreter.run(inputs, replacements=self._replacements, tap=observe)
-        return found
+        return found, self._judged(inputs, observe).numel()
 
     def record(
         self, inputs: Sequence[Tensor], nodes: Collection[fx.Node]
@@ -124,12 +127,13 @@ class Tape:
             return True
         return str(traced_value.shape[0]) in self.dims.symbols
 
-    def responses(self, judged: Tensor, sites: dict[fx.Node, Site], noise: Tensor) -> dict[fx.Node, Tensor]:
+    def responses(
+        self, judged: Tensor, sites: dict[fx.Node, Site], probes: int, noise: Callable[[Tensor, int], Tensor]
+    ) -> dict[fx.Node, Tensor]:
         """g = Jᵀu at each site, [B, P, M] ([1, P, M] where the batch does not lead), M elements a sample.
 
         One backward pass a probe gives all sites. float32, or float64 for a float64 model.
         """
-        probes = noise.shape[0]
         found: dict[fx.Node, Tensor] = {}
         for site in sites.values():
             rows = site.value.shape[0] if site.leads else 1
@@ -141,7 +145,7 @@ class Tape:
             return found
         values = [site.value for site in sites.values()]
         for probe in range(probes):
-            direction = self.judge.probe(judged, noise[probe])
+            direction = self.judge.probe(judged, noise(judged.detach(), probe))
             gradients = torch.autograd.grad(
                 judged, values, direction, retain_graph=probe + 1 < probes, allow_unused=True
             )
@@ -184,12 +188,11 @@ class Rademacher:
     def __init__(self, seed: int):
         self.seed = seed
 
-    def __call__(self, judged: Tensor, probes: int, samples: Sequence[int]) -> Tensor:
+    def __call__(self, judged: Tensor, probe: int, samples: Sequence[int]) -> Tensor:
         drawn = []
         for sample in samples:
             # torch's CPU generator reads 32 bits of its seed: a number shifted above them would be lost
-            own_seed = zlib.crc32(f"{self.seed}:{sample}".encode())
+            own_seed = zlib.crc32(f"{self.seed}:{sample}:{probe}".encode())
             generator = torch.Generator().manual_seed(own_seed)
-            bits = torch.randint(0, 2, (probes, *judged.shape[1:]), generator=generator, dtype=torch.int8)
-            drawn.append(bits)
-        return torch.stack(drawn, 1).to(device=judged.device, dtype=judged.dtype).mul_(2).sub_(1)
+            drawn.append(torch.randint(0, 2, judged.shape[1:], generator=generator, dtype=torch.int8))
+        return torch.stack(drawn).to(device=judged.device, dtype=judged.dtype).mul_(2).sub_(1)
