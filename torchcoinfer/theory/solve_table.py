@@ -164,14 +164,9 @@ def _states(problem: Problem, goals: set[str]) -> tuple[State, ...]:
     return tuple(State(f, g, p, link.rate_bps(p)) for f, g, p in product)
 
 
-def _pair_rows(
-    table_cut: tuple[bool, bool, float, float], state: State, problem: Problem
-) -> tuple[np.ndarray, np.ndarray]:
-    """[ROWS, BASE] coefficients and [ROWS] extra constants of one cut and state (theory.md §4).
-
-    ``table_cut``: whether the device and the server run any unit, bits of parameters, number of parameters.
-    """
-    _, runs_there, bits, numel = table_cut
+def _state_rows(runs_there: bool, state: State, problem: Problem) -> tuple[np.ndarray, np.ndarray]:
+    """[ROWS, BASE] coefficients and [ROWS] extra constants of one state, ``device_bits_per_weight`` left out
+    (theory.md §4). ``runs_there``: whether the server runs any unit."""
     device, link, there = problem.device, problem.link, problem.workload.answer == "server"
     papers = problem.search.mode == "analytic"  # [Q]'s energy has no static and no receive term
     static_w, receive_w = (0.0, 0.0) if papers else (device.static_w, link.receive_w)
@@ -200,17 +195,12 @@ def _pair_rows(
     row["uplink"][WIRE] = 1.0
     extra["uplink"] = sent
     row["distortion"][E] = 1.0
-    if numel > 0:
-        row["device_bits_per_weight"][DB] = 8.0 / numel
-        extra["device_bits_per_weight"] = bits / numel
     return np.stack([row[name] for name in ROWS]), np.array([extra[name] for name in ROWS])
 
 
 def optimistic_rows(problem: Problem, goals: set[str]) -> tuple[np.ndarray, np.ndarray]:
     """[ROWS, BASE] and [ROWS]: the least of all states, for a cut with units on both sides."""
-    rows, extra = zip(
-        *(_pair_rows((True, True, 0.0, 0.0), s, problem) for s in _states(problem, goals)), strict=True
-    )
+    rows, extra = zip(*(_state_rows(True, state, problem) for state in _states(problem, goals)), strict=True)
     return np.min(rows, axis=0), np.min(extra, axis=0)
 
 
@@ -260,12 +250,13 @@ def make_table(problem: Problem, goals: Mapping[str, float] | set[str]) -> Table
     states = _states(problem, set(goals))
     sides = [(bool(own.any()), not own.all()) for own in on_device]
     pair_cut, pair_state = _pairs(sides, states, problem.workload.answer == "server")
-    known = [(*sides[c], bits[c], numel[c]) for c in range(len(cuts))]
-    made = [_pair_rows(known[c], states[s], problem) for c, s in zip(pair_cut, pair_state, strict=True)]
+    per_state = [[_state_rows(there, state, problem) for state in states] for there in (False, True)]
+    made = [per_state[sides[c][1]][s] for c, s in zip(pair_cut, pair_state, strict=True)]
     rows, extra = (np.stack(part) for part in zip(*made, strict=True))
     constants = (rows @ constant[pair_cut][:, :, None])[..., 0] + extra
-    r = ROWS.index("device_bits_per_weight")  # parameters only, no activations
-    constants[:, r] = extra[:, r]
+    counted, r = np.maximum(numel, 1.0)[pair_cut], ROWS.index("device_bits_per_weight")
+    rows[:, r, DB] = np.where(numel[pair_cut] > 0, 8.0 / counted, 0.0)
+    constants[:, r] = bits[pair_cut] / counted  # parameters only, no activations
     return Table(
         problem, cuts, over, decisions, tuple(cut.tensors for cut in cuts), base, valid, constant, states,
         np.array(pair_cut), np.array(pair_state), rows, constants,
