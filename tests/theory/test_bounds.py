@@ -196,10 +196,17 @@ def test_joint_code_respects_the_converse(sparsity, survivors):
     assert distortion >= bounds.laplacian_distortion(bounds.joint_rate(sparsity, survivors)) * (1 - 1e-9)
 
 
-def test_zero_fraction_of_the_optimal_code():
-    """An optimal code's output law has mass (lam D)^2 at zero; at rate R that is 4^-R."""
-    rates = np.array([0.0, 1.0, 3.0])
-    np.testing.assert_allclose(bounds.optimal_zero_fraction(rates), bounds.laplacian_distortion(rates) ** 2)
+@pytest.mark.parametrize("rate", [0.5, 1.0, 3.0])
+def test_exact_zeros_of_the_optimal_code(rate):
+    """Zero with share 4^-R, else Laplacian, plus Laplacian noise of mean D(R), is the Laplacian source again:
+    the backward channel that meets the Shannon lower bound."""
+    generator, n = np.random.default_rng(5), 400_000
+    zero = generator.random(n) < bounds.optimal_zero_fraction(rate)
+    output = np.where(zero, 0.0, generator.laplace(size=n))
+    source = output + generator.laplace(scale=float(bounds.laplacian_distortion(rate)), size=n)
+    fit = bounds.fit_laplace(source)
+    assert fit.lam == pytest.approx(1.0, abs=0.01)
+    assert fit.ks < 0.004
 
 
 @pytest.mark.parametrize(
