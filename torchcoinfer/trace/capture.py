@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping
@@ -81,11 +82,19 @@ def structure_copy(model: nn.Module) -> nn.Module:
         ) from error  # fmt: skip
 
 
-def dynamic_dims(args: tuple, kwargs: Mapping[str, Any], dynamic_shapes: Any) -> list[tuple[int, ...]]:
+def positional_names(model: nn.Module) -> tuple[str, ...]:
+    """Names of the parameters of ``forward`` that may be passed by position, in order."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    return tuple(p.name for p in parameters if p.kind == p.POSITIONAL_OR_KEYWORD)
+
+
+def dynamic_dims(
+    model: nn.Module, args: tuple, kwargs: Mapping[str, Any], dynamic_shapes: Any
+) -> list[tuple[int, ...]]:
     """Per leaf of ``(args, kwargs)``, the dims that ``dynamic_shapes`` leaves free."""
     if isinstance(dynamic_shapes, Mapping):
-        named = list(dynamic_shapes.values())[: len(args)] if args else []
-        specs: list[Any] = [*named, *(dynamic_shapes.get(key) for key in kwargs)]
+        names = (*positional_names(model)[: len(args)], *kwargs)
+        specs: list[Any] = [dynamic_shapes.get(name) for name in names]
     else:
         listed = list(dynamic_shapes or ())
         specs = listed + [None] * (len(args) + len(kwargs) - len(listed))
@@ -128,7 +137,7 @@ def export(model: nn.Module, args: tuple, kwargs: dict, dynamic_shapes: Any) -> 
     Raises:
         TraceError: torch.export refuses the model even with static sizes; names the place and the usual cure.
     """
-    free = dynamic_dims(args, kwargs, dynamic_shapes)
+    free = dynamic_dims(model, args, kwargs, dynamic_shapes)
     args, kwargs = widen(args, kwargs, free)
     first_error: Exception | None = None
     for shapes in _attempts(args, kwargs, dynamic_shapes, free):

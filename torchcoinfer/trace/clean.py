@@ -21,6 +21,15 @@ _CHECKS = (
     aten.sym_constrain_range_for_size.default,
 )
 _DROPOUTS = (aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default)
+# op -> what it fills with; None: its own argument
+_FILLS = {
+    "zeros_like": 0,
+    "ones_like": 1,
+    "full_like": None,
+    "new_zeros": 0,
+    "new_ones": 1,
+    "new_full": None,
+}
 _ALIASES = (aten.lift_fresh_copy.default, aten.lift_fresh.default, aten.alias.default, aten.detach.default)
 
 
@@ -134,6 +143,34 @@ def _functional(target: torch._ops.OpOverload) -> torch._ops.OpOverload | None:
     return getattr(packet, target._overloadname, None) if packet is not None else None
 
 
+def _fill_of_sizes(node: fx.Node) -> None:
+    """``ones_like(x)`` as ``full(sizes of x, 1)``: of a floating tensor, it needs the sizes alone."""
+    name = node.target._schema.name.removeprefix("aten::")
+    like = node.args[0]
+    if name not in _FILLS or not like.meta["val"].is_floating_point():
+        return
+    value = node.meta["val"]
+    with node.graph.inserting_before(node):
+        sizes = node.args[1] if name.startswith("new_") else [_size(like, dim) for dim in range(value.dim())]
+        fill = _FILLS[name]
+        if fill is None:
+            fill = node.args[2] if name.startswith("new_") else node.args[1]
+        place = {"dtype": value.dtype, "device": value.device}
+        filled = node.graph.call_function(aten.full.default, (list(sizes), fill), place)
+    filled.meta = dict(node.meta)
+    node.replace_all_uses_with(filled)
+    node.graph.erase_node(node)
+
+
+def _size(tensor: fx.Node, dim: int) -> fx.Node | int:
+    size = tensor.meta["val"].shape[dim]
+    if isinstance(size, int):
+        return size
+    node = tensor.graph.call_function(aten.sym_size.int, (tensor, dim))
+    node.meta = {"val": size}
+    return node
+
+
 def _simplify(node: fx.Node) -> None:
     """Removes what computes nothing."""
     if node.op != "call_function":
@@ -143,6 +180,8 @@ def _simplify(node: fx.Node) -> None:
     elif node.target in _ALIASES or (node.target in _DROPOUTS and node.args[2] is False) or _is_whole(node):
         node.replace_all_uses_with(node.args[0])
         node.graph.erase_node(node)
+    elif isinstance(node.target, torch._ops.OpOverload):
+        _fill_of_sizes(node)
 
 
 def _is_whole(node: fx.Node) -> bool:

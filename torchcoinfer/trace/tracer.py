@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -118,7 +117,7 @@ def trace(
     program = capture.export(copied, args, kwargs, dynamic_shapes)
     module = flat_module(program)
     placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
-    asked = capture.dynamic_dims(args, kwargs, dynamic_shapes)
+    asked = capture.dynamic_dims(copied, args, kwargs, dynamic_shapes)
     call = _call_spec(model, program, module, placeholders, (args, kwargs))
     sample = _sample(args, kwargs, call, workload)
     built = GraphBuilder(copied, module, placeholders, sample)
@@ -174,11 +173,9 @@ def _call_spec(
         kept += [leaf] if isinstance(leaf, fx.Node) else []
     output.args = (tuple(kept),)
     module.recompile()
-    parameters = inspect.signature(model.forward).parameters.values()
-    positional = tuple(p.name for p in parameters if p.kind == p.POSITIONAL_OR_KEYWORD)
     spec = program.call_spec
     return CallSpec(
-        positional=positional,
+        positional=capture.positional_names(model),
         in_spec=pytree.tree_flatten(arguments)[1],
         in_leaves=tuple(in_leaves),
         out_spec=spec.out_spec,
