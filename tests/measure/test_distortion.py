@@ -13,14 +13,18 @@ from torchcoinfer.calibrate.interpret import Interpreter
 from torchcoinfer.errors import ArgumentError, CalibrationError
 from torchcoinfer.measure import (
     Measured,
+    Unavailable,
     additivity,
     measure_distortion,
     measure_replacements,
+    random_trials,
     reference,
     rescale,
     score_cuts,
+    score_options,
     telescope,
 )
+from torchcoinfer.theory.options import Option
 from torchcoinfer.trace import trace
 
 
@@ -140,6 +144,35 @@ def _directional(traced, statistics, flat, node, bits):
 
     one = torch.zeros((), dtype=torch.float64)
     return torch.func.jvp(run, (one,), (torch.ones_like(one),))[1]
+
+
+def test_random_configurations_are_predicted_and_measured():
+    """Small changes: every random configuration within some percent of the additive prediction."""
+    model, traced, statistics, batches = prepared("perceptron")
+    found = changes(traced, size=1e-4)
+    options = {layer.name: (Option(), FINE, COARSE) for layer in traced.graph.layers}
+
+    def weights(layer, option):
+        return dense(model, layer) + found[layer, option] * (10 if option == COARSE else 1)
+
+    curves = score_options(traced, statistics, options, weights=weights, noise=Basis(), probes=6)
+    trials = random_trials(
+        reference(traced, statistics, batches[:1]), curves, weights, configurations=12, seed=1
+    )
+    assert len(trials.predicted) == len(trials.measured) == 12 and len(set(trials.predicted)) > 4
+    ratios = sorted(m / p for p, m in zip(trials.predicted, trials.measured))
+    assert 0.2 < ratios[0] <= ratios[-1] < 3  # three layers: cross terms between them do not average out
+    assert trials.kappa(0.1) == pytest.approx(ratios[-1])
+    assert isinstance(trials.kappa(0.01), Unavailable)
+    only_fine = random_trials(
+        reference(traced, statistics, batches[:1]), curves, weights, configurations=2,
+        allowed=lambda point: point.option == FINE,
+    )  # fmt: skip
+    assert len(set(only_fine.measured)) == 1
+    with pytest.raises(ArgumentError, match="no option may be drawn"):
+        random_trials(
+            reference(traced, statistics, batches), {"0": curves["0"][:1]}, weights, configurations=1
+        )
 
 
 def table(*distortions):

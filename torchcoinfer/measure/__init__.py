@@ -12,6 +12,7 @@ from torchcoinfer.measure.distortion import (
     telescope,
 )
 from torchcoinfer.measure.score import Curves, Measured, score_options
+from torchcoinfer.measure.trials import Trials, random_trials
 
 __all__ = [
     "Additivity",
@@ -19,12 +20,14 @@ __all__ = [
     "Measured",
     "Reference",
     "Telescope",
+    "Trials",
     "Unavailable",
     "additivity",
     "certify",
     "kappa",
     "measure_distortion",
     "measure_replacements",
+    "random_trials",
     "reference",
     "rescale",
     "score_cuts",
