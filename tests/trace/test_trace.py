@@ -96,7 +96,7 @@ def run(traced, sample):
     return interpreter.env
 
 
-@pytest.mark.parametrize("name", ["two_branches", "everything", "resnet", "bert", "llama"])
+@pytest.mark.parametrize("name", ["two_branches", "everything", "resnet", "bert", "llama", "gpt2"])
 def test_names_are_the_same_after_compression(name):
     before = traced_case(name).graph
     packed = zoo.packed(zoo.make(name))
@@ -191,6 +191,36 @@ def test_workload_sets_the_sizes():
 def test_coded_leading_dims_of_static_shapes(shape, leading):
     assert coded_leading_dims(torch.zeros(shape)) == leading
     assert coded_leading_dims(torch.zeros(shape, dtype=torch.long)) is None
+
+
+class Filled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x):
+        y = self.first(x)
+        z = torch.ones_like(x) + x.new_full((x.shape[0], 1), 2) + torch.full_like(x, 3, dtype=torch.float64)
+        return self.second(y) + z
+
+
+def test_constants_of_a_size_are_free():
+    traced = trace(Filled(), (torch.randn(2, 4),))
+    units = {unit.name: unit.inputs for unit in traced.graph.units}
+    assert units == {"first#0": ("x",), "second#0": ("first#0:0",), "/add.0#0": ("second#0:0",)}
+    x = torch.randn(5, 4)
+    assert torch.equal(traced(x), traced.model(x)) and traced(x).dtype == torch.float64
+
+
+def test_dynamic_shapes_by_name_in_any_order():
+    class Two(nn.Module):
+        def forward(self, x, y):
+            return x + 1, y * 2
+
+    free, fixed = {0: torch.export.Dim("n")}, None
+    for shapes in ({"y": free, "x": fixed}, {"x": fixed, "y": free}):
+        traced = trace(Two(), (torch.randn(1, 3), torch.randn(1, 3)), dynamic_shapes=shapes)
+        assert traced.dynamic_dims == {"x": (), "y": (0,)} and traced.static_dims == {}
 
 
 def test_a_cache_is_left_out_and_the_configuration_left_alone():
