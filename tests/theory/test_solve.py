@@ -321,3 +321,25 @@ def test_the_papers_mode_takes_one_option_for_the_device(seed):
     assert plan.predicted["distortion"] == pytest.approx(want, rel=1e-9, abs=0.0)
     taken = {(p.bits, p.format) for p in plan.layers.values() if p.side != "server"}
     assert len(taken) <= 1
+
+
+@pytest.mark.parametrize(
+    "budget",
+    [
+        Budget(latency=1e-30),
+        Budget(latency=1e-300, device_memory=1e-300),
+        Budget(uplink=0, device_memory=1e-3),
+        Budget(uplink=0, server_memory=0, latency=1e-9),
+        Budget(distortion=0, device_bits_per_weight=1e-6, uplink=0),
+        Budget(latency=1e-3, energy=1e-12, server_energy=0, total_energy=1e-12, device_memory=1),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("seed", range(4))
+def test_absurd_budgets_are_refused_with_one_that_works(seed, budget):
+    problem = replace(problem_of_seed(seed, 7), search=Search(), budget=budget)
+    try:
+        assert_within(solve(problem), budget)
+    except InfeasibleBudget as error:
+        assert_within(solve(replace(problem, budget=error.attainable)), error.attainable)
+        assert all(np.isfinite(value) for value in error.least.values())

@@ -50,6 +50,8 @@ def solve_table(table: Table, objective: str, limits: Mapping[str, float], gap: 
     relaxed = relax_states(real)
     outer, inner = DualState.start(relaxed, incumbent), DualState.start(real, incumbent)
     bound_pairs(relaxed, outer, gap, np.arange(len(relaxed.members)))
+    if np.isposinf(outer.bound).all():  # some row is out of reach alone
+        return None
     if incumbent.items is None and limits:
         found = least_violation(real, np.ones(len(limits)), 0.0, hopeless=1e-9)
         if found.items is None or found.value > 0 or not offer(real, incumbent, found.pair, found.items):
@@ -109,38 +111,38 @@ def _search_frontiers(
     return bound
 
 
-def _ceilings(problem: Problem, table: Table) -> dict[str, float]:
+def ceilings(problem: Problem, table: Table) -> dict[str, float]:
     """Memory that the machines have, where some choice could exceed it."""
     own = {"device_memory": problem.device.memory_bytes, "server_memory": problem.server.memory_bytes}
     most = table.base.max(axis=2).sum(axis=1)[table.pair_cut]
-    ceilings = {}
+    limits = {}
     for name, limit in own.items():
         r = ROWS.index(name)
         if ((table.rows[:, r] * most).sum(axis=1) + table.constant[:, r]).max() > limit:
-            ceilings[name] = float(limit)
-    return ceilings
+            limits[name] = float(limit)
+    return limits
 
 
-def _tightest(*limits: Mapping[str, float]) -> dict[str, float]:
+def tightest(*limits: Mapping[str, float]) -> dict[str, float]:
     names = dict.fromkeys(name for given in limits for name in given)
     return {name: min(given[name] for given in limits if name in given) for name in names}
 
 
-def _optimum(problem: Problem, objective: str, rows: Mapping[str, float]) -> tuple[Table, Solution | None]:
+def optimum(problem: Problem, objective: str, rows: Mapping[str, float]) -> tuple[Table, Solution | None]:
     """Least ``objective`` within ``rows`` and the machines' own memory, over all frontiers where they are few
     or the placement program covers them, else over the candidate cuts; with the table it was found in."""
     gap, goals = problem.search.gap, {*rows, objective}
     table = make_table(problem, goals)
     if problem.search.mode == "analytic":
         return _uniform_optimum(table, objective, rows, gap)
-    best = solve_table(table, objective, _tightest(rows, _ceilings(problem, table)), gap)
+    best = solve_table(table, objective, tightest(rows, ceilings(problem, table)), gap)
     if table.over != "candidate cuts" or problem.cuts is not None or len(problem.graph.units) > UNIT_LIMIT:
         return table, best
     candidates, found, bounds = table.cuts, [(table, best)], [best.bound if best else np.inf]
 
     def solve_cut(cut: Cut) -> float:
         own = make_table(replace(problem, cuts=(cut,)), goals)
-        solution = solve_table(own, objective, _tightest(rows, _ceilings(problem, own)), gap)
+        solution = solve_table(own, objective, tightest(rows, ceilings(problem, own)), gap)
         if solution is not None:
             bounds.append(solution.bound)
             if found[-1][1] is None or solution.value < found[-1][1].value:
@@ -149,7 +151,7 @@ def _optimum(problem: Problem, objective: str, rows: Mapping[str, float]) -> tup
 
     own_memory = {"device_memory": problem.device.memory_bytes, "server_memory": problem.server.memory_bytes}
     start = best.value if best is not None else np.inf
-    limits = _tightest(rows, own_memory)
+    limits = tightest(rows, own_memory)
     left = _search_frontiers(problem, objective, limits, gap, candidates, start, solve_cut)
     table, best = found[-1]
     if best is not None:
@@ -163,7 +165,7 @@ def _uniform_optimum(
     """The papers' problem: one option for everything on the device, the rest as it is."""
     best: tuple[Table, Solution | None] = (table, None)
     for own in uniform_tables(table):
-        found = solve_table(own, objective, _tightest(rows, _ceilings(table.problem, own)), gap)
+        found = solve_table(own, objective, tightest(rows, ceilings(table.problem, own)), gap)
         if found is not None and (best[1] is None or found.value < best[1].value):
             best = (own, found)
     return best
@@ -173,19 +175,22 @@ def _infeasible(table: Table, rows: Mapping[str, float]) -> InfeasibleBudget:
     """The error for an impossible budget: its least common relaxation, and the least value of each row."""
     problem, least, best = table.problem, {}, None
     for own in uniform_tables(table) if problem.search.mode == "analytic" else [table]:
-        ceilings = _ceilings(problem, own)
+        own_memory = ceilings(problem, own)
         for name in rows:
-            solution = solve_table(own, name, ceilings, problem.search.gap)
+            solution = solve_table(own, name, own_memory, problem.search.gap)
             if solution is not None:
                 least[name] = min(solution.value, least.get(name, math.inf))
-        knapsacks = make_knapsacks(own, "latency", [*rows.items(), *ceilings.items()])
-        relaxed = np.array([1.0] * len(rows) + [0.0] * len(ceilings))
+        far = max(
+            [1.0, *(least[name] / limit for name, limit in rows.items() if name in least and limit > 0)]
+        )
+        knapsacks = make_knapsacks(own, "latency", [*rows.items(), *own_memory.items()], far)
+        relaxed = np.array([1.0] * len(rows) + [0.0] * len(own_memory))
         found = least_violation(knapsacks, relaxed, problem.search.gap)
-        if found.items is not None and (best is None or found.value < best[1].value):
-            best = (knapsacks, found)
+        if found.items is not None and (best is None or found.value * far < best[2]):
+            best = (knapsacks, found, found.value * far)
     attainable = None
     if best is not None:
-        knapsacks, found = best
+        knapsacks, found, _ = best
         reached = knapsacks.table.evaluate(found.pair, found.items)
         values = {
             name: round_up(max(limit + found.value * scale, reached[name]))
@@ -215,7 +220,7 @@ def solve(problem: Problem) -> Plan:
         ArgumentError: ``search.cut`` names no cut of the graph.
     """
     rows, objective = problem.budget.rows(), problem.search.minimize
-    table, best = _optimum(problem, objective, rows)
+    table, best = optimum(problem, objective, rows)
     if best is None:
         raise _infeasible(table, rows)
     return make_plan(*_settle_ties(problem, table, best, objective, rows), best)
@@ -227,17 +232,17 @@ def _settle_ties(
     """Among plans no worse in the objective: the least distortion, and at distortion 0 the least latency."""
     chosen, rest = best, rows
     if objective != "distortion":
-        rest = _tightest(rows, {objective: best.value})
-        own, other = _optimum(problem, "distortion", rest)
+        rest = tightest(rows, {objective: best.value})
+        own, other = optimum(problem, "distortion", rest)
         table, chosen = (own, other) if other is not None else (table, best)
     if chosen.rows["distortion"] == 0.0:
         harmless = _without_distortion(problem)
         if any(not options for options in harmless.cut_options.values()):
             harmless, rest = problem, {**rest, "distortion": 0.0}
-        own, other = _optimum(harmless, "latency", rest)
+        own, other = optimum(harmless, "latency", rest)
         return (own, other) if other is not None else (table, chosen)
     if objective == "distortion":
-        chosen = _fastest_state(table, chosen, _tightest(rows, _ceilings(problem, table)))
+        chosen = _fastest_state(table, chosen, tightest(rows, ceilings(problem, table)))
     return table, chosen
 
 

@@ -51,11 +51,15 @@ class Knapsacks:
 
 
 def make_knapsacks(
-    table: Table, objective: str, limits: Mapping[str, float] | Sequence[tuple[str, float]]
+    table: Table,
+    objective: str,
+    limits: Mapping[str, float] | Sequence[tuple[str, float]],
+    factor: float = 1.0,
 ) -> Knapsacks:
     """Rows scaled so that right sides are 1; a right side of 0 is scaled by the row's own largest total.
 
-    As a sequence, ``limits`` may hold a row twice (a budget, and what the machine has).
+    As a sequence, ``limits`` may hold a row twice (a budget, and what the machine has). ``factor`` makes the
+    scale of all rows coarser: for budgets far below what is possible.
     """
     pairs = list(limits.items()) if isinstance(limits, Mapping) else list(limits)
     o, names = ROWS.index(objective), tuple(name for name, _ in pairs)
@@ -63,7 +67,7 @@ def make_knapsacks(
     bounds = np.array([limit for _, limit in pairs], dtype=np.float64)
     largest = table.base.max(axis=2, initial=0.0).sum(axis=1)[table.pair_cut]  # [P, BASE]
     totals = (table.rows[:, index] @ largest[:, :, None])[..., 0] + table.constant[:, index]
-    scale = np.where(bounds > 0, bounds, np.maximum(totals.max(axis=0, initial=0.0), 1e-300))
+    scale = factor * np.where(bounds > 0, bounds, np.maximum(totals.max(axis=0, initial=0.0), 1e-300))
     return Knapsacks(
         table, objective, names,
         table.rows[:, o], table.constant[:, o], table.rows[:, index] / scale[:, None],
@@ -229,7 +233,7 @@ def bound_pairs(knapsacks: Knapsacks, state: DualState, gap: float, pairs: np.nd
             return
         _probe(knapsacks, state, pairs, np.broadcast_to(unit * 10.0**exponent, (len(pairs), row_count)))
         pairs, unit = _keep_open(state, pairs, gap, unit)
-    _subgradient(knapsacks, state, pairs, gap)
+    subgradient(knapsacks, state, pairs, gap)
 
 
 def _keep_open(
@@ -239,15 +243,20 @@ def _keep_open(
     return (pairs[still], *(other[still] for other in others))
 
 
-def _subgradient(knapsacks: Knapsacks, state: DualState, pairs: np.ndarray, gap: float) -> None:
+def subgradient(
+    knapsacks: Knapsacks, state: DualState, pairs: np.ndarray, gap: float, steps: int = STEPS
+) -> None:
+    """Raises the bounds of pairs from their stored multipliers, by steps of Polyak's length to the
+    incumbent."""
     (pairs,) = _keep_open(state, pairs, gap)
     m, step, stale = state.multipliers[pairs].copy(), np.ones(len(pairs)), np.zeros(len(pairs), dtype=int)
-    for _ in range(STEPS):
+    for _ in range(steps):
         if not len(pairs):
             return
         before = state.bound[pairs].copy()
         values, slope = _probe(knapsacks, state, pairs, m)
-        improved = state.bound[pairs] > before + 1e-6 * np.abs(before)
+        enough = np.where(np.isfinite(before), 1e-6 * np.abs(before), 0.0)
+        improved = state.bound[pairs] > before + enough
         stale = np.where(improved, 0, stale + 1)
         shrink = stale >= PATIENCE
         step, stale = np.where(shrink, step / 2, step), np.where(shrink, 0, stale)

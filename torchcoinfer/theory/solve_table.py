@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -52,7 +52,7 @@ class Table:
         decisions: member layers of each layer decision; tensor decisions follow, ``tensors[c]`` names them.
         base: [cuts, decisions, items, BASE]; padding is zero and not ``valid``.
         valid: [cuts, decisions, items].
-        fixed: [cuts, BASE] of what no choice changes.
+        fixed: [cuts, BASE] of what no choice changes; bits, numel: [cuts] of parameters on the device.
         pair_cut, pair_state: [pairs], sorted by cut.
         rows: [pairs, ROWS, BASE] coefficients; constant: [pairs, ROWS].
     """
@@ -65,11 +65,23 @@ class Table:
     base: np.ndarray
     valid: np.ndarray
     fixed: np.ndarray
+    bits: np.ndarray
+    numel: np.ndarray
+    goals: tuple[str, ...]
     states: tuple[State, ...]
     pair_cut: np.ndarray
     pair_state: np.ndarray
     rows: np.ndarray
     constant: np.ndarray
+
+    def reweighed(self, problem: Problem) -> Table:
+        """The same loads with another link, other clocks or another budget."""
+        units = len(problem.graph.units)
+        sides = [(bool(cut.device), len(cut.device) < units) for cut in self.cuts]
+        states = _states(problem, set(self.goals))
+        weighed = _weigh(problem, states, sides, self.fixed, self.bits, self.numel)
+        names = ("pair_cut", "pair_state", "rows", "constant")
+        return replace(self, problem=problem, states=states, **dict(zip(names, weighed, strict=True)))
 
     def evaluate(self, pair: int, items: np.ndarray) -> dict[str, float]:
         """All rows of one choice, each an exactly rounded sum (``math.fsum``), so the order does not
@@ -225,6 +237,26 @@ def _pairs(
     return pair_cut, pair_state
 
 
+def _weigh(
+    problem: Problem,
+    states: tuple[State, ...],
+    sides: list[tuple[bool, bool]],
+    constant: np.ndarray,
+    bits: np.ndarray,
+    numel: np.ndarray,
+) -> tuple[np.ndarray, ...]:
+    """pair_cut, pair_state, rows and constants of a table: what depends on link, clocks and power."""
+    pair_cut, pair_state = _pairs(sides, states, problem.workload.answer == "server")
+    per_state = [[_state_rows(there, state, problem) for state in states] for there in (False, True)]
+    made = [per_state[sides[c][1]][s] for c, s in zip(pair_cut, pair_state, strict=True)]
+    rows, extra = (np.stack(part) for part in zip(*made, strict=True))
+    constants = (rows @ constant[pair_cut][:, :, None])[..., 0] + extra
+    counted, r = np.maximum(numel, 1.0)[pair_cut], ROWS.index("device_bits_per_weight")
+    rows[:, r, DB] = np.where(numel[pair_cut] > 0, 8.0 / counted, 0.0)
+    constants[:, r] = bits[pair_cut] / counted  # parameters only, no activations
+    return np.array(pair_cut), np.array(pair_state), rows, constants
+
+
 def make_table(problem: Problem, goals: Mapping[str, float] | set[str]) -> Table:
     """Compiles a problem. ``goals``: the rows that are limited or minimized; they decide which states are
     tried."""
@@ -247,17 +279,10 @@ def make_table(problem: Problem, goals: Mapping[str, float] | set[str]) -> Table
                 base[c, d, i, [E, WIRE]] = option.distortion, option.wire_bytes
     _fill_layers(problem, decisions, on_device, base, valid)
     constant, bits, numel = _cut_constants(problem, cuts, on_device)
-    states = _states(problem, set(goals))
     sides = [(bool(own.any()), not own.all()) for own in on_device]
-    pair_cut, pair_state = _pairs(sides, states, problem.workload.answer == "server")
-    per_state = [[_state_rows(there, state, problem) for state in states] for there in (False, True)]
-    made = [per_state[sides[c][1]][s] for c, s in zip(pair_cut, pair_state, strict=True)]
-    rows, extra = (np.stack(part) for part in zip(*made, strict=True))
-    constants = (rows @ constant[pair_cut][:, :, None])[..., 0] + extra
-    counted, r = np.maximum(numel, 1.0)[pair_cut], ROWS.index("device_bits_per_weight")
-    rows[:, r, DB] = np.where(numel[pair_cut] > 0, 8.0 / counted, 0.0)
-    constants[:, r] = bits[pair_cut] / counted  # parameters only, no activations
+    states = _states(problem, set(goals))
+    weighed = _weigh(problem, states, sides, constant, bits, numel)
     return Table(
-        problem, cuts, over, decisions, tuple(cut.tensors for cut in cuts), base, valid, constant, states,
-        np.array(pair_cut), np.array(pair_state), rows, constants,
+        problem, cuts, over, decisions, tuple(cut.tensors for cut in cuts), base, valid,
+        constant, bits, numel, tuple(sorted(goals)), states, *weighed,
     )  # fmt: skip
