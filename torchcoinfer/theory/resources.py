@@ -69,8 +69,7 @@ def least_energy(a1: float, a2: float, latency_s: float, device: Stage, server: 
     """[Q]'s P1 for given loads: least ``k1 a1 f^2 + k2 a2 g^2`` subject to ``a1/f + a2/g <= latency_s``.
 
     Without limits the clocks keep f/g = r = (k2/k1)^(1/3) and f = (a1 + a2 r)/T0; a clock above its maximum
-    is
-    set to it and the other stage takes the time that is left (the problem is convex). None: impossible.
+    is set to it and the other stage takes the time that is left (the problem is convex). None: impossible.
 
     Args:
         a1, a2: cycles on the device and on the server.
@@ -116,8 +115,7 @@ def least_energy_with_link(
     a1: float, bits: float, a2: float, latency_s: float, device: Stage, server: Stage, radio: Radio
 ) -> Allocation | None:
     """Least ``k1 a1^3/t1^2 + t2 (2^(S/(B t2)) - 1)/snr + k2 a2^3/t3^2`` over ``t1 + t2 + t3 <= latency_s``
-    and
-    the limits of clocks and power (theory.md §5); None: impossible.
+    and the limits of clocks and power (theory.md §5); None: impossible.
 
     Jointly convex: with one multiplier nu on the time each stage's time is a function of nu alone, and their
     sum decreases in nu; nu is found by bracketing on a logarithmic scale.
@@ -214,8 +212,7 @@ def quantized_split(
     """[Q]'s joint problem with their work model a1 = b N/(32 c), a2 = N'/c': the largest feasible bit-width.
 
     The objective D_U - D_L strictly decreases in the bit-width, so no search beyond feasibility is needed;
-    the
-    width is an integer and re-checked, never rounded up into infeasibility. None: impossible.
+    the width is an integer and re-checked, never rounded up into infeasibility. None: impossible.
     """
     a2 = server_flops / Q_SERVER_FLOPS_PER_CYCLE
     for width in sorted(bits, reverse=True):
