@@ -1,5 +1,5 @@
-// Many rows of x: two n-blocks (32 columns) at a time, a chunk of K decoded into L1, then tiles of up to 12 rows x 32
-// columns of sums in registers. AVX-512.
+// Many rows of x: a chunk of K of some n-blocks is decoded into L1 or L2, then multiplied in register tiles of up to
+// 12 rows x 32 columns (a pair of blocks). AVX-512.
 
 #include "cpu/gemm_avx512.h"
 
@@ -17,8 +17,10 @@ namespace {
 
 constexpr int64_t BLOCKS = 2;
 constexpr int64_t COLUMNS = BLOCKS * BLOCK_N;
-constexpr int64_t TILE_ROWS = 12;  // 24 of the 32 registers are sums
-constexpr int64_t CHUNK_K = 128;   // columns of W decoded at once, at least; a segment at most
+constexpr int64_t LEAST_CHUNK_K = 128;            // columns of W decoded at once: whole segments
+constexpr int64_t MOST_CHUNK_K = SEGMENT_K;
+constexpr int64_t MOST_PAIRS = 8;                 // pairs that pass over x together where x does not stay in L2
+constexpr int64_t RESIDENT_BYTES = 256 << 10;     // x that does
 
 // What is decoded for each kind of rows: k of one 32-bit lane, and the sum's register.
 template <typename Rows>
@@ -39,14 +41,15 @@ struct Kind<CodeRows> {
   using Sum = __m512i;
 };
 
-TORCHCOINFER_AVX512_INLINE __m512 multiply_add(__m512 w, __m512i x, __m512 sum, const FloatRows*) {
-  return _mm512_fmadd_ps(w, _mm512_castsi512_ps(x), sum);
+// sum += w * x, as instructions: from the intrinsics g++ 12 makes copies and spills of the sums in the inner loop.
+TORCHCOINFER_AVX512_INLINE void multiply_add(__m512 w, __m512i x, __m512& sum, const FloatRows*) {
+  asm("vfmadd231ps %2, %1, %0" : "+v"(sum) : "v"(w), "v"(x));
 }
-TORCHCOINFER_AVX512_INLINE __m512 multiply_add(__m512 w, __m512i x, __m512 sum, const PairRows*) {
-  return _mm512_dpbf16_ps(sum, (__m512bh)_mm512_castps_si512(w), (__m512bh)x);
+TORCHCOINFER_AVX512_INLINE void multiply_add(__m512 w, __m512i x, __m512& sum, const PairRows*) {
+  asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(w), "v"(x));
 }
-TORCHCOINFER_AVX512_INLINE __m512i multiply_add(__m512 w, __m512i x, __m512i sum, const CodeRows*) {
-  return _mm512_dpbusd_epi32(sum, _mm512_castps_si512(w), x);
+TORCHCOINFER_AVX512_INLINE void multiply_add(__m512 w, __m512i x, __m512i& sum, const CodeRows*) {
+  asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(w), "v"(x));
 }
 
 // Decoded chunk: [K / K_EACH][32] lanes of 32 bits. Block b of the pair fills columns 16b .. 16b + 15.
@@ -80,69 +83,74 @@ TORCHCOINFER_AVX512_INLINE void decode(const Values<BITS>&, const uint8_t* tile,
   for (int q = 0; q < QUADS; ++q) _mm512_store_si512(out + q * COLUMNS, quads[q]);
 }
 
-template <typename T>
-TORCHCOINFER_AVX512_INLINE __m512i broadcast_lane(const T* data) {
-  int bits;
-  std::memcpy(&bits, data, sizeof bits);
-  return _mm512_set1_epi32(bits);
-}
-
 // Scales and zero points of the pair of blocks in one segment.
 struct Scales {
   __m512 scale[BLOCKS];
   __m512i zero[BLOCKS];
 };
 
-TORCHCOINFER_AVX512_INLINE void add_sums(float* sums, const Scales& scales, int b, __m512 part, bool offset, int center,
-                                         float x_sum) {
-  if (offset) {
-    const __m512 zero = _mm512_cvtepi32_ps(_mm512_sub_epi32(scales.zero[b], _mm512_set1_epi32(center)));
-    part = _mm512_fnmadd_ps(zero, _mm512_set1_ps(x_sum), part);
-  }
-  float* place = sums + b * BLOCK_N;
-  _mm512_store_ps(place, _mm512_fmadd_ps(scales.scale[b], part, _mm512_load_ps(place)));
+// What the sums of a segment start from: for codes, minus zero point times sum of x, exactly.
+TORCHCOINFER_AVX512_INLINE __m512 start(const Scales&, int, const FloatRows&, int64_t) {
+  return _mm512_setzero_ps();
 }
-TORCHCOINFER_AVX512_INLINE void add_sums(float* sums, const Scales& scales, int b, __m512i part, bool, int,
-                                         int32_t x_sum) {
-  const __m512i exact = _mm512_sub_epi32(part, _mm512_mullo_epi32(scales.zero[b], _mm512_set1_epi32(x_sum)));
-  float* place = sums + b * BLOCK_N;
-  _mm512_store_ps(place, _mm512_fmadd_ps(scales.scale[b], _mm512_cvtepi32_ps(exact), _mm512_load_ps(place)));
+TORCHCOINFER_AVX512_INLINE __m512 start(const Scales&, int, const PairRows&, int64_t) {
+  return _mm512_setzero_ps();
+}
+TORCHCOINFER_AVX512_INLINE __m512i start(const Scales& scales, int b, const CodeRows& x, int64_t place) {
+  return _mm512_mullo_epi32(scales.zero[b], _mm512_set1_epi32(-x.sums[place]));
 }
 
-// ROWS rows from `row` on times the 32 decoded columns of one segment: sums[row][32] += scale * (part - zero * x sum).
+// sums += scale * (part - offset * sum of x)
+template <typename Rows>
+TORCHCOINFER_AVX512_INLINE void finish(const QuantMatrix& w, const Scales& scales, int b, __m512 part, const Rows& x,
+                                       int64_t place, float* sums) {
+  if (w.zeros) {
+    const __m512i offset = _mm512_sub_epi32(scales.zero[b], _mm512_set1_epi32(implicit_zero(w.bits)));
+    part = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(offset), _mm512_set1_ps(x.sums[place]), part);
+  }
+  _mm512_store_ps(sums, _mm512_fmadd_ps(scales.scale[b], part, _mm512_load_ps(sums)));
+}
+TORCHCOINFER_AVX512_INLINE void finish(const QuantMatrix&, const Scales& scales, int b, __m512i part, const CodeRows&,
+                                       int64_t, float* sums) {
+  _mm512_store_ps(sums, _mm512_fmadd_ps(scales.scale[b], _mm512_cvtepi32_ps(part), _mm512_load_ps(sums)));
+}
+
+// One row tile times the 32 decoded columns of one segment. panel: [lanes][ROWS]; sums: [rows][32].
 template <typename Rows, int ROWS>
-TORCHCOINFER_AVX512 void multiply_segment(const QuantMatrix& w, const Rows& x, int64_t row, int64_t k, int64_t k_count,
-                                          const float* decoded, const Scales& scales, int64_t segment,
+TORCHCOINFER_AVX512 void multiply_segment(const QuantMatrix& w, const Rows& x, int64_t row, const float* panel,
+                                          int64_t lanes, const float* decoded, const Scales& scales, int64_t segment,
                                           int64_t segment_count, float* sums) {
   using Sum = typename Kind<Rows>::Sum;
-  constexpr int K_EACH = Kind<Rows>::K_EACH;
   Sum parts[ROWS][BLOCKS];
 #pragma GCC unroll 12
-  for (int m = 0; m < ROWS; ++m) parts[m][0] = parts[m][1] = Sum{};
-  const auto* first = x.values + row * x.stride + k;
-  for (int64_t i = 0; i < k_count; i += K_EACH, decoded += COLUMNS, first += K_EACH) {
+  for (int m = 0; m < ROWS; ++m) {
+    const int64_t place = (row + m) * segment_count + segment;
+    parts[m][0] = start(scales, 0, x, place);
+    parts[m][1] = start(scales, 1, x, place);
+  }
+  for (int64_t i = 0; i < lanes; ++i, decoded += COLUMNS, panel += ROWS) {
     const __m512 left = _mm512_load_ps(decoded), right = _mm512_load_ps(decoded + BLOCK_N);
 #pragma GCC unroll 12
     for (int m = 0; m < ROWS; ++m) {
-      const __m512i lane = broadcast_lane(first + m * x.stride);
-      parts[m][0] = multiply_add(left, lane, parts[m][0], &x);
-      parts[m][1] = multiply_add(right, lane, parts[m][1], &x);
+      const __m512i lane = _mm512_castps_si512(_mm512_set1_ps(panel[m]));
+      multiply_add(left, lane, parts[m][0], &x);
+      multiply_add(right, lane, parts[m][1], &x);
     }
   }
 #pragma GCC unroll 12
   for (int m = 0; m < ROWS; ++m) {
-    const auto x_sum = x.sums ? x.sums[(row + m) * segment_count + segment] : 0;
-    add_sums(sums + (row + m) * COLUMNS, scales, 0, parts[m][0], w.zeros != nullptr, implicit_zero(w.bits), x_sum);
-    add_sums(sums + (row + m) * COLUMNS, scales, 1, parts[m][1], w.zeros != nullptr, implicit_zero(w.bits), x_sum);
+    const int64_t place = (row + m) * segment_count + segment;
+    finish(w, scales, 0, parts[m][0], x, place, sums + (row + m) * COLUMNS);
+    finish(w, scales, 1, parts[m][1], x, place, sums + (row + m) * COLUMNS + BLOCK_N);
   }
 }
 
 template <typename Rows>
-using MultiplySegment = void (*)(const QuantMatrix&, const Rows&, int64_t, int64_t, int64_t, const float*,
+using MultiplySegment = void (*)(const QuantMatrix&, const Rows&, int64_t, const float*, int64_t, const float*,
                                  const Scales&, int64_t, int64_t, float*);
 
 template <typename Rows>
-constexpr MultiplySegment<Rows> MULTIPLY[TILE_ROWS + 1] = {nullptr,
+constexpr MultiplySegment<Rows> MULTIPLY[RowTiles::MOST + 1] = {nullptr,
                                                            multiply_segment<Rows, 1>,
                                                            multiply_segment<Rows, 2>,
                                                            multiply_segment<Rows, 3>,
@@ -156,34 +164,57 @@ constexpr MultiplySegment<Rows> MULTIPLY[TILE_ROWS + 1] = {nullptr,
                                                            multiply_segment<Rows, 11>,
                                                            multiply_segment<Rows, 12>};
 
-// All rows times the two blocks from `block` on; where the last is missing, its neighbor stands in for it.
+// Pairs of n-blocks [begin, end) that pass over x together; where the last pair lacks its second block, the first
+// stands in for it.
+struct Pairs {
+  int64_t begin;  // block
+  int64_t end;
+
+  int64_t count() const {
+    return ceil_div(end - begin, BLOCKS);
+  }
+  int64_t block(int64_t pair, int64_t which) const {
+    const int64_t index = begin + pair * BLOCKS + which;
+    return index < end ? index : end - 1;
+  }
+};
+
+// All rows times some pairs. decoded: [pairs][chunk lanes][32]; sums: [pairs][rows][32].
 template <int BITS, typename Rows>
-TORCHCOINFER_AVX512 void gemm_blocks(const QuantMatrix& w, const Rows& x, int64_t block, int64_t count,
-                                     float* decoded, float* sums) {
-  constexpr int64_t TILE_LANES = TILE_K / Kind<Rows>::K_EACH * COLUMNS;
+TORCHCOINFER_AVX512 void gemm_pairs(const QuantMatrix& w, const Rows& x, const Pairs& pairs, float* decoded,
+                                    float* sums) {
+  constexpr int64_t K_EACH = Kind<Rows>::K_EACH, TILE_LANES = TILE_K / K_EACH;
+  constexpr int64_t DECODED = MOST_CHUNK_K / K_EACH * COLUMNS;
   const Segments segments(w.K, w.group_size);
   const Values<BITS> values;
-  const int64_t second = block + count - 1;
-  const int64_t row_tiles = ceil_div(x.rows, TILE_ROWS);
-  std::memset(sums, 0, x.rows * COLUMNS * sizeof(float));
-  const int64_t chunk = ceil_div(CHUNK_K / TILE_K, segments.tiles_each);  // segments a chunk
+  const RowTiles row_tiles(x.rows);
+  const int64_t row_lanes = x.stride / K_EACH;
+  const float* panels = reinterpret_cast<const float*>(x.values);
+  std::memset(sums, 0, pairs.count() * x.rows * COLUMNS * sizeof(float));
+  const int64_t chunk = ceil_div(LEAST_CHUNK_K / TILE_K, segments.tiles_each);  // segments a chunk
   for (int64_t s0 = 0; s0 < segments.count; s0 += chunk) {
     const int64_t s1 = s0 + chunk < segments.count ? s0 + chunk : segments.count;
     const int64_t t0 = segments.begin(s0), t1 = segments.end(s1 - 1);
-    for (int64_t t = t0; t < t1; ++t) {
-      float* lanes = decoded + (t - t0) * TILE_LANES;
-      decode(values, w.packed + (block * segments.tiles + t) * tile_bytes(BITS), &x, lanes);
-      decode(values, w.packed + (second * segments.tiles + t) * tile_bytes(BITS), &x, lanes + BLOCK_N);
-    }
-    for (int64_t i = 0; i < row_tiles; ++i) {  // tiles of nearly equal height
-      const int64_t row = i * x.rows / row_tiles, rows = (i + 1) * x.rows / row_tiles - row;
-      for (int64_t s = s0; s < s1; ++s) {
-        const int64_t left = block * segments.groups() + segments.group(s);
-        const int64_t right = second * segments.groups() + segments.group(s);
-        const Scales scales{{load_scales(w, left), load_scales(w, right)}, {load_zeros(w, left), load_zeros(w, right)}};
-        const int64_t t = segments.begin(s);
-        MULTIPLY<Rows>[rows](w, x, row, t * TILE_K, (segments.end(s) - t) * TILE_K, decoded + (t - t0) * TILE_LANES,
-                             scales, s, segments.count, sums);
+    for (int64_t p = 0; p < pairs.count(); ++p)
+      for (int64_t b = 0; b < BLOCKS; ++b)
+        for (int64_t t = t0; t < t1; ++t)
+          decode(values, w.packed + (pairs.block(p, b) * segments.tiles + t) * tile_bytes(BITS), &x,
+                 decoded + p * DECODED + (t - t0) * TILE_LANES * COLUMNS + b * BLOCK_N);
+    for (int64_t s = s0; s < s1; ++s) {
+      Scales scales[MOST_PAIRS];
+      for (int64_t p = 0; p < pairs.count(); ++p)
+        for (int64_t b = 0; b < BLOCKS; ++b) {
+          const int64_t place = pairs.block(p, b) * segments.groups() + segments.group(s);
+          scales[p].scale[b] = load_scales(w, place);
+          scales[p].zero[b] = load_zeros(w, place);
+        }
+      const int64_t t = segments.begin(s), lanes = (segments.end(s) - t) * TILE_LANES;
+      for (int64_t i = 0; i < row_tiles.count; ++i) {
+        const int64_t row = row_tiles.begin(i), rows = row_tiles.begin(i + 1) - row;
+        const float* panel = panels + row * row_lanes + t * TILE_LANES * rows;
+        for (int64_t p = 0; p < pairs.count(); ++p)
+          MULTIPLY<Rows>[rows](w, x, row, panel, lanes, decoded + p * DECODED + (t - t0) * TILE_LANES * COLUMNS,
+                               scales[p], s, segments.count, sums + p * x.rows * COLUMNS);
       }
     }
   }
@@ -201,20 +232,34 @@ TORCHCOINFER_AVX512_INLINE __m512 row_scale(const CodeRows& x, int64_t row) {
 
 template <int BITS, typename Rows>
 TORCHCOINFER_AVX512 void gemm_bits(const QuantMatrix& w, const Rows& x, const Output& out, int64_t begin, int64_t end) {
-  const Buffer<float> decoded((CHUNK_K > SEGMENT_K ? CHUNK_K : SEGMENT_K) / Kind<Rows>::K_EACH * COLUMNS);
-  const Buffer<float> sums(x.rows * COLUMNS);
-  for (int64_t block = begin; block < end; block += BLOCKS) {
-    const int64_t count = end - block < BLOCKS ? end - block : BLOCKS;
-    gemm_blocks<BITS>(w, x, block, count, decoded.get(), sums.get());
+  const int64_t panel_bytes = x.rows * x.stride * static_cast<int64_t>(sizeof *x.values);
+  const int64_t together = (panel_bytes <= RESIDENT_BYTES ? 1 : MOST_PAIRS) * BLOCKS;
+  const int64_t pairs_each = ceil_div(end - begin < together ? end - begin : together, BLOCKS);
+  const Buffer<float> decoded(pairs_each * (MOST_CHUNK_K / Kind<Rows>::K_EACH) * COLUMNS);
+  const Buffer<float> sums(pairs_each * x.rows * COLUMNS);
+  for (int64_t block = begin; block < end; block += together) {
+    const Pairs pairs{block, block + together < end ? block + together : end};
+    gemm_pairs<BITS>(w, x, pairs, decoded.get(), sums.get());
     for (int64_t m = 0; m < x.rows; ++m)
-      for (int64_t b = 0; b < count; ++b) {
-        const __m512 sum = _mm512_load_ps(sums.get() + m * COLUMNS + b * BLOCK_N);
-        store_sums(_mm512_mul_ps(sum, row_scale(x, m)), out, m, block + b);
+      for (int64_t b = 0; b < pairs.end - block; ++b) {
+        const float* place = sums.get() + (b / BLOCKS * x.rows + m) * COLUMNS + b % BLOCKS * BLOCK_N;
+        store_sums(_mm512_mul_ps(_mm512_load_ps(place), row_scale(x, m)), out, m, block + b);
       }
   }
 }
 
 }  // namespace
+
+void to_panels(const void* values, int64_t rows, int64_t lanes, int64_t begin, int64_t end, void* panels) {
+  const RowTiles tiles(rows);
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t row = tiles.begin(i), height = tiles.begin(i + 1) - row;
+    const uint32_t* source = static_cast<const uint32_t*>(values) + row * lanes;
+    uint32_t* panel = static_cast<uint32_t*>(panels) + row * lanes;
+    for (int64_t k = 0; k < lanes; ++k)
+      for (int64_t m = 0; m < height; ++m) panel[k * height + m] = source[m * lanes + k];
+  }
+}
 
 template <typename Rows>
 void gemm(const QuantMatrix& w, const Rows& x, const Output& out, int64_t begin, int64_t end) {

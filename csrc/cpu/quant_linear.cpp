@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "cpu/buffer.h"
+#include "cpu/gemm_avx512.h"
 
 namespace torchcoinfer {
 namespace {
@@ -35,7 +36,7 @@ Kernel<CodeRows> code_kernel(Isa isa) {
   return linear_codes_scalar;
 }
 
-bool takes_pairs(const LinearCall& call) {
+[[maybe_unused]] bool takes_pairs(const LinearCall& call) {
   return TORCHCOINFER_X86 && call.isa == Isa::avx512 && call.x.dtype == Dtype::bfloat16;
 }
 
@@ -44,37 +45,69 @@ T* advance(T* pointer, int64_t count) {
   return pointer ? pointer + count : nullptr;
 }
 
+// Rows [row, row + rows) of prepared activations.
 FloatRows part(const FloatRows& x, int64_t row, int64_t rows, int64_t segments) {
   return {x.values + row * x.stride, advance(x.sums, row * segments), rows, x.stride};
 }
-PairRows part(const PairRows& x, int64_t row, int64_t rows, int64_t segments) {
+[[maybe_unused]] PairRows part(const PairRows& x, int64_t row, int64_t rows, int64_t segments) {
   return {x.values + row * x.stride, advance(x.sums, row * segments), rows, x.stride};
 }
 CodeRows part(const CodeRows& x, int64_t row, int64_t rows, int64_t segments) {
   return {x.values + row * x.stride, x.scales + row, x.sums + row * segments, rows, x.stride};
 }
 
-// Splits rows and n-blocks into tasks and runs the kernel on each.
+// How a call is cut into tasks: parts of rows times pairs of n-blocks.
+struct Tasks {
+  int64_t first_block, last_block;
+  int64_t rows_each, row_parts, block_parts;
+
+  explicit Tasks(const LinearCall& call)
+      : first_block(call.out.first / BLOCK_N),
+        last_block(ceil_div(call.out.last, BLOCK_N)),
+        rows_each(last_block - first_block >= ENOUGH_BLOCKS ? ROWS_TOGETHER : ROWS_FEW_BLOCKS),
+        row_parts(ceil_div(call.rows, rows_each)),
+        block_parts(ceil_div(last_block - first_block, BLOCKS_TOGETHER)) {}
+};
+
+// The rows of x, part by part, as the panels that the AVX-512 GEMM takes.
+template <typename Rows>
+Rows to_panels(const Rows& x, const Tasks& tasks, char* panels, const ParallelFor& parallel) {
+  Rows result = x;
+#if TORCHCOINFER_X86
+  const int64_t row_bytes = x.stride * static_cast<int64_t>(sizeof *x.values);
+  for (int64_t row = 0; row < x.rows; row += tasks.rows_each) {
+    const int64_t rows = std::min(tasks.rows_each, x.rows - row);
+    parallel(RowTiles(rows).count, 1, [&](int64_t begin, int64_t end) {
+      avx512::to_panels(x.values + row * x.stride, rows, row_bytes / 4, begin, end, panels + row * row_bytes);
+    });
+  }
+  result.values = reinterpret_cast<decltype(x.values)>(panels);
+#else
+  (void)tasks, (void)panels, (void)parallel;
+#endif
+  return result;
+}
+
+// Runs the kernel on every task.
 template <typename Rows>
 void run_tasks(const LinearCall& call, const Rows& x, Kernel<Rows> kernel, const ParallelFor& parallel) {
-  const int64_t first_block = call.out.first / BLOCK_N, last_block = ceil_div(call.out.last, BLOCK_N);
+  const Tasks tasks(call);
   const int64_t segments = Segments(call.weight.K, call.weight.group_size).count;
-  const int64_t rows_each = last_block - first_block >= ENOUGH_BLOCKS ? ROWS_TOGETHER : ROWS_FEW_BLOCKS;
-  const int64_t row_parts = ceil_div(x.rows, rows_each);
-  const int64_t block_parts = ceil_div(last_block - first_block, BLOCKS_TOGETHER);
-  const bool few = call.rows <= GEMV_ROWS;
+  const bool few = call.rows <= GEMV_ROWS, in_panels = call.isa == Isa::avx512 && !few;
+  const Buffer<char> panels(in_panels ? x.rows * x.stride * static_cast<int64_t>(sizeof *x.values) : 0);
+  const Rows source = in_panels ? to_panels(x, tasks, panels.get(), parallel) : x;
   const int64_t task_work =
-      BLOCKS_TOGETHER * BLOCK_N * std::max<int64_t>(call.weight.K, 1) * std::min(x.rows, rows_each);
-  parallel(row_parts * block_parts, ceil_div(WORK_GRAIN, task_work), [&](int64_t begin, int64_t end) {
+      BLOCKS_TOGETHER * BLOCK_N * std::max<int64_t>(call.weight.K, 1) * std::min(x.rows, tasks.rows_each);
+  parallel(tasks.row_parts * tasks.block_parts, ceil_div(WORK_GRAIN, task_work), [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end;) {
-      const int64_t row_part = task / block_parts, block_part = task % block_parts;
-      const int64_t parts = std::min(end - task, block_parts - block_part);  // neighboring blocks go in one call
-      const int64_t row = row_part * rows_each, rows = std::min(rows_each, x.rows - row);
-      const int64_t block = first_block + block_part * BLOCKS_TOGETHER;
+      const int64_t row_part = task / tasks.block_parts, block_part = task % tasks.block_parts;
+      const int64_t parts = std::min(end - task, tasks.block_parts - block_part);  // neighbors go in one call
+      const int64_t row = row_part * tasks.rows_each, rows = std::min(tasks.rows_each, x.rows - row);
+      const int64_t block = tasks.first_block + block_part * BLOCKS_TOGETHER;
       Output out = call.out;
       out.y = static_cast<char*>(out.y) + row * out.row_stride * dtype_bytes(out.dtype);
-      kernel(call.weight, part(x, row, rows, segments), out, few, block,
-             std::min(last_block, block + parts * BLOCKS_TOGETHER));
+      kernel(call.weight, part(source, row, rows, segments), out, few, block,
+             std::min(tasks.last_block, block + parts * BLOCKS_TOGETHER));
       task += parts;
     }
   });
