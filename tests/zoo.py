@@ -21,7 +21,6 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
 )
-from transformers.pytorch_utils import Conv1D
 
 from torchcoinfer.nn import QuantConv2d, QuantEmbedding, QuantLinear
 from torchcoinfer.theory.budget import Workload
@@ -160,12 +159,7 @@ def call(model: Callable, inputs: Any) -> Any:
     return model(**inputs) if isinstance(inputs, dict) else model(*inputs)
 
 
-_PACKED = {
-    nn.Linear: QuantLinear,
-    Conv1D: QuantLinear,
-    nn.Conv2d: QuantConv2d,
-    nn.Embedding: QuantEmbedding,
-}
+_PACKED = {nn.Linear: QuantLinear, nn.Conv2d: QuantConv2d, nn.Embedding: QuantEmbedding}
 
 
 def packed(model: nn.Module, bits: int = 4) -> nn.Module:
@@ -174,17 +168,9 @@ def packed(model: nn.Module, bits: int = 4) -> nn.Module:
     for name, module in list(model.named_modules()):
         if type(module) not in _PACKED:
             continue
-        plain = as_linear(module) if type(module) is Conv1D else module
-        replacement = _PACKED[type(module)].from_float(plain, bits=bits, group_size=32)
+        replacement = _PACKED[type(module)].from_float(module, bits=bits, group_size=32)
         first = made.setdefault(id(module.weight), replacement)
         for buffer in ("packed", "scales", "zeros"):
             setattr(replacement, buffer, getattr(first, buffer))
         model.set_submodule(name, replacement)
     return model
-
-
-def as_linear(module: Conv1D) -> nn.Linear:
-    """The same map with its weight as [out, in]."""
-    linear = nn.Linear(*module.weight.shape)
-    linear.weight, linear.bias = nn.Parameter(module.weight.T.contiguous()), module.bias
-    return linear

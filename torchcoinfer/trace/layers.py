@@ -27,8 +27,6 @@ def layer_kind(module: nn.Module) -> str | None:
     Compressible: a Linear, Conv2d or Embedding (subclasses too) that has the stock ``forward``, holds its
     weight as a plain parameter, pads with zeros and does not renormalize its rows.
     """
-    if is_transposed(module):
-        return "linear"
     if isinstance(module, PackedModule):
         name = type(module).__name__
         return "embedding" if "Embedding" in name else "conv2d" if "Conv2d" in name else "linear"
@@ -38,11 +36,6 @@ def layer_kind(module: nn.Module) -> str | None:
             special = getattr(module, "padding_mode", "zeros") != "zeros" or getattr(module, "max_norm", None)
             return kind if plain and not special and not list(module.children()) else None
     return None
-
-
-def is_transposed(module: nn.Module) -> bool:
-    """Whether it is transformers' ``Conv1D``, a linear layer whose weight is [in, out]."""
-    return type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils"
 
 
 def find_weights(model: nn.Module, read_raw: Callable[[str], bool], called: set[str]) -> list[Weight]:
@@ -94,8 +87,6 @@ def _matrix_shape(module: nn.Module, kind: str) -> tuple[int, int]:
     """N and K of the weight seen as a matrix."""
     if kind == "embedding":
         return module.num_embeddings, module.embedding_dim
-    if is_transposed(module):
-        return module.weight.shape[1], module.weight.shape[0]
     if kind == "linear":
         return module.out_features, module.in_features
     kernel = module.kernel_size[0] * module.kernel_size[1]
