@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from torchcoinfer.calibrate import Segment, Statistics, Stream
-from torchcoinfer.compress.hessian import Hessian
+from torchcoinfer.calibrate import Segment, Statistics, Stream, embedding_sensitivity
+from torchcoinfer.compress.hessian import SENSITIVITY_DAMPING, Hessian
 from torchcoinfer.compress.nearest import nearest
 from torchcoinfer.compress.obs import obs
 from torchcoinfer.compress.pack import StandIn, packed_module, share_storage, weight_matrix
@@ -67,6 +67,7 @@ def apply_to_model(
         for name, option in options.items():
             work.install(name, option, None)
         return work.model
+    work.find_sensitivities([name for name, option in options.items() if option.algorithm == "obs"])
     for segment in Stream(traced, statistics.batches, plain_run=True, progress=progress):
         due = [name for name in segment.layers if name in options]
         inputs = work.inputs_of(segment, [name for name in due if options[name].algorithm == "obs"])
@@ -108,7 +109,10 @@ def _hollow_copy(traced: Traced, options: Mapping[str, Option]) -> nn.Module:
 
 @dataclass(frozen=True)
 class _Inputs:
-    """What compression knows of a layer's inputs; one entry per group of a grouped convolution."""
+    """What compression knows of a layer's inputs; one entry per group of a grouped convolution.
+
+    Of an embedding: how much the output minds errors in its rows (``calibrate/sensitivity.py``).
+    """
 
     hessians: list[Hessian]
     means: Tensor | None  # [groups, K]; None: the layer has no bias to take up a mean error
@@ -122,6 +126,14 @@ class _Work:
     traced: Traced
     model: nn.Module
     statistics: Statistics | None
+    sensitivities: dict[str, Tensor] = field(default_factory=dict)  # Σ g gᵀ of embeddings
+
+    def find_sensitivities(self, names: Sequence[str]) -> None:
+        """Of the embeddings among ``names`` that are tied to no linear layer."""
+        embeddings = [n for n in names if all(isinstance(m, nn.Embedding) for m in self.modules(n))]
+        self.sensitivities = embedding_sensitivity(
+            self.traced, self.statistics.judge, self.statistics.batches, embeddings, seed=self.statistics.seed
+        )
 
     def modules(self, name: str) -> list[nn.Module]:
         """The float modules that share a layer's weight."""
@@ -134,12 +146,16 @@ class _Work:
         Hessian is the inputs' covariance. On MiniLM's encoder at 4 and 3 bits this leaves 12 and 8 % less
         cosine error.
         """
-        if not names:
-            return {}
+        found = {
+            name: _Inputs([Hessian(self.sensitivities[name], damping=SENSITIVITY_DAMPING)], None, None)
+            for name in names
+            if name in self.sensitivities
+        }
+        if len(found) == len(names):
+            return found
         moments, crosses = segment.inputs_second_moment(), segment.inputs_cross_moment()
         means, plain_means = segment.inputs_mean(), segment.plain_inputs_mean()
         made: dict[tuple[int, bool], _Inputs] = {}
-        found = {}
         for name in names:
             if name not in moments:
                 continue
@@ -155,7 +171,8 @@ class _Work:
     def install(self, name: str, option: Option, inputs: _Inputs | None) -> StandIn | Tensor:
         """Compresses one layer, puts its packed modules into the model; returns what the stream goes on with.
 
-        "obs" without inputs (embeddings: their inputs are indices) rounds to nearest.
+        "obs" rounds to nearest where nothing is known to compensate for: an embedding that the judged output
+        does not depend on.
         """
         floats = self.modules(name)
         weight = weight_matrix(floats[0])
@@ -182,10 +199,10 @@ def _inputs(second: Tensor, cross: Tensor, first: tuple[tuple[Tensor, int], Tens
     if first is None:
         return _Inputs([Hessian(*pair) for pair in zip(second, cross)], None, None)
     (mean, positions), plain = first
-    means, plains = (m.double() if m.dim() == 2 else m.double()[None] for m in (mean, plain))
-    second = second.double() / positions - means[:, :, None] * means[:, None, :]
-    cross = cross.double() / positions - plains[:, :, None] * means[:, None, :]
-    return _Inputs([Hessian(*pair) for pair in zip(second, cross)], means.float(), plains.float())
+    means, plains = (m if m.dim() == 2 else m[None] for m in (mean, plain))
+    second = torch.baddbmm(second, means[:, :, None], means[:, None, :], beta=1 / positions, alpha=-1.0)
+    cross = torch.baddbmm(cross, plains[:, :, None], means[:, None, :], beta=1 / positions, alpha=-1.0)
+    return _Inputs([Hessian(*pair) for pair in zip(second, cross)], means, plains)
 
 
 def _mean_error(weight: Tensor, quantized: Quantized, inputs: _Inputs) -> Tensor | None:

@@ -8,6 +8,7 @@ columns is that of QuantEase (Behdin et al., arXiv 2309.01885).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -32,16 +33,20 @@ class Columns:
     mask: Tensor | None  # [K, n]: 1 = kept
     top: float | None  # the largest code
 
-    def snap(self, values: Tensor, place: int, group: int, inverse: Tensor) -> Tensor:
-        """The step of column ``place`` nearest to ``values`` [n]; ``inverse`` is 1 / scale, 0 for scale 0."""
-        if self.top is not None:
-            zero = self.zeros[group]
-            values = (values * inverse).round_().clamp_(-zero, self.top - zero)
-        return values if self.mask is None else values * self.mask[place]
+    def snapper(self, group: int) -> Callable[[Tensor, int], Tensor]:
+        """(values [n], place of a column of the group) -> its nearest steps."""
+        scale, mask = self.scales[group], self.mask
+        if self.top is None:
+            return lambda values, place: values if mask is None else values * mask[place]
+        inverse = torch.where(scale == 0, 0.0, 1.0 / scale)
+        lowest = -self.zeros[group]
+        highest = lowest + self.top
 
-    def inverse(self, group: int) -> Tensor:
-        scale = self.scales[group]
-        return torch.where(scale == 0, 0.0, 1.0 / scale)
+        def snap(values: Tensor, place: int) -> Tensor:
+            steps = (values * inverse).round_().clamp_(lowest, highest)
+            return steps if mask is None else steps.mul_(mask[place])
+
+        return snap
 
     def dense(self, factor: Factor) -> Tensor:
         """``scale * step`` [K, n]."""
@@ -68,14 +73,14 @@ def _sweep_unit(columns: Columns, gradient: Tensor, factor: Factor, unit) -> Ten
     """Moves the codes of one unit; returns the change of its weights [k, n]."""
     inside = slice(unit.start, unit.stop)
     local, hessian = gradient[inside].clone(), factor.hessian[inside, inside]
-    scale, inverse = columns.scales[unit.group], columns.inverse(unit.group)
+    scale, snap = columns.scales[unit.group], columns.snapper(unit.group)
+    inverse_curvature = hessian.diagonal().reciprocal().neg().tolist()
     moved = torch.empty_like(local)
     for j in range(unit.stop - unit.start):
         place = unit.start + j
         step = columns.steps[place]
-        target = torch.addcmul(local[j] / -hessian[j, j], step, scale)
-        found = columns.snap(target, place, unit.group, inverse)
-        moved[j] = (found - step) * scale
+        found = snap(torch.addcmul(local[j] * inverse_curvature[j], step, scale), place)
+        torch.mul(found - step, scale, out=moved[j])
         columns.steps[place] = found
         local[j + 1 :].addr_(hessian[j, j + 1 :], moved[j])
     return moved

@@ -160,11 +160,12 @@ def _choose_unit_mask(score: Tensor, order: Tensor, option: Option, quota: Tenso
 
 def _round_unit(columns: Columns, working: Tensor, upper: Tensor, unit: Unit) -> Tensor:
     """Rounds the columns of one unit in turn; returns their errors over U_jj, [k, n]."""
-    scale, inverse = columns.scales[unit.group], columns.inverse(unit.group)
+    scale, snap = columns.scales[unit.group], columns.snapper(unit.group)
+    diagonal = upper.diagonal().tolist()
     errors = torch.empty_like(working)
     for j in range(len(working)):
-        step = columns.snap(working[j], unit.start + j, unit.group, inverse)
+        step = snap(working[j], unit.start + j)
         columns.steps[unit.start + j] = step
-        errors[j] = (working[j] - step * scale) / upper[j, j]
+        torch.div(torch.addcmul(working[j], step, scale, value=-1.0), diagonal[j], out=errors[j])
         working[j + 1 :].addr_(upper[j, j + 1 :], errors[j], alpha=-1.0)
     return errors

@@ -7,17 +7,19 @@ their Hessians.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from torchcoinfer import ops
-from torchcoinfer.calibrate import Statistics, Stream
+from torchcoinfer.calibrate import Statistics, Stream, embedding_sensitivity
 from torchcoinfer.calibrate.judge import batch_size
 from torchcoinfer.compress import Hessian, Quantized, nearest, obs, option_of
+from torchcoinfer.compress.hessian import SENSITIVITY_DAMPING
 from torchcoinfer.compress.nearest import pruning_mask
 from torchcoinfer.compress.pack import weight_matrix
 from torchcoinfer.measure.cuts import score_cuts
@@ -36,7 +38,7 @@ SURVIVORS = 3  # error-compensated options a layer
 
 @dataclass(frozen=True)
 class Data:
-    """Calibration batches by use, disjoint if possible: ``fit`` makes Hessians, ``score`` carries the probes."""
+    """Calibration batches by use, disjoint if possible: ``fit`` makes Hessians, ``score`` is probed."""
 
     fit: tuple[tuple[Tensor, ...], ...]
     score: tuple[tuple[Tensor, ...], ...]
@@ -93,8 +95,8 @@ class _Nearest:
     def __call__(self, layer: str, option: Option) -> Tensor:
         weight = _weight(self.traced, layer).float()
         rows = self.statistics.row_counts.get(layer)
-        if rows is None:
-            importance = self.statistics.importance(layer)
+        importance = self.statistics.importance(layer)
+        if rows is None or importance is not None:  # of a tied embedding the linear layer reads all rows
             key = (layer, option.format, option.sparsity)
             if self._last_mask is None or self._last_mask[0] != key:
                 self._last_mask = (key, pruning_mask(weight, option, importance))
@@ -110,11 +112,15 @@ def _weight(traced: Traced, layer: str) -> Tensor:
 
 
 def survivors(traced: Traced, curves: Curves, chosen: Mapping[str, Option]) -> dict[str, tuple[Option, ...]]:
-    """Per compressed linear or convolution layer: the chosen option and its neighbors on the layer's front."""
+    """Per compressed layer: the chosen option and its neighbors on the layer's front.
+
+    Tied embeddings are left out: what would compensate for their rows is not what would for their columns.
+    """
     found = {}
     for layer in traced.graph.layers:
         option = chosen.get(layer.name)
-        if option is None or option.format == "float" or layer.kind == "embedding":
+        tied = layer.kind == "embedding" and len(layer.modules) > 1
+        if option is None or option.format == "float" or tied:
             continue
         front = _front(layer, curves[layer.name])
         plain = replace(option, algorithm="nearest")
@@ -150,25 +156,42 @@ def obs_curves(
     *,
     progress: bool = False,
 ) -> Curves:
-    """Makes and scores error-compensated weights for the options given; the model's inputs are uncompressed."""
+    """Makes and scores error-compensated weights for the options given, on uncompressed inputs."""
     data = Data.of(statistics)
-    made: dict[tuple[str, Option], Quantized] = {}
+    embeddings = [
+        layer.name for layer in traced.graph.layers if layer.kind == "embedding" and options.get(layer.name)
+    ]
+    minded = embedding_sensitivity(traced, statistics.judge, data.fit, embeddings, seed=search.seed)
+    made: dict[tuple[str, Option], Callable[[], Tensor]] = {}
     bar = tqdm(total=sum(map(len, options.values())), desc="compensate", unit="option", disable=not progress)
     for segment in Stream(traced, data.fit):
         due = [name for name in segment.layers if options.get(name)]
         moments = segment.inputs_second_moment() if due else {}
         hessians: dict[int, list[Hessian]] = {}
         for name in due:
-            moment = moments[name]
-            if id(moment) not in hessians:
-                hessians[id(moment)] = [
-                    Hessian(part) for part in (moment if moment.dim() == 3 else moment[None])
-                ]
+            weight = _weight(traced, name)
+            if name in moments:
+                moment = moments[name]
+                if id(moment) not in hessians:
+                    hessians[id(moment)] = [
+                        Hessian(part) for part in (moment if moment.dim() == 3 else moment[None])
+                    ]
+                hessian, rows = hessians[id(moment)], slice(None)
+            elif name in minded:
+                hessian = Hessian(minded[name], damping=SENSITIVITY_DAMPING)
+                rows = statistics.row_counts[name].nonzero().flatten()  # no other row can change a score
+            else:
+                bar.update(len(options[name]))
+                continue
             for option in options[name]:
                 compensated = replace(option, algorithm="obs")
-                made[name, compensated] = obs(_weight(traced, name), compensated, hessians[id(moment)])
+                made[name, compensated] = partial(
+                    _dense, weight, rows, obs(weight[rows], compensated, hessian)
+                )
                 bar.update()
     bar.close()
+    if not made:
+        return {}
     wanted: dict[str, list[Option]] = {}
     for name, option in made:
         wanted.setdefault(name, []).append(option)
@@ -176,11 +199,20 @@ def obs_curves(
         traced,
         statistics,
         wanted,
-        weights=lambda layer, option: made[layer, option].dequantize(),
+        weights=lambda layer, option: made[layer, option](),
         batches=data.score,
         seed=search.seed,
         progress=progress,
     )
+
+
+def _dense(weight: Tensor, rows: Tensor | slice, compressed: Quantized) -> Tensor:
+    """The weight with some of its rows compressed, float32 [N, K]."""
+    if isinstance(rows, slice):
+        return compressed.dequantize()
+    dense = weight.float().clone()
+    dense[rows] = compressed.dequantize()
+    return dense
 
 
 def merged(curves: Curves, more: Curves) -> Curves:
