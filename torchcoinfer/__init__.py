@@ -1,4 +1,4 @@
-"""torchcoinfer: compress a model and split it between a device and a server, planned by rate-distortion theory.
+"""torchcoinfer: compress a model and split it between a device and a server by rate-distortion theory.
 
 The public page. Names load on first use (PEP 562), so that importing the package on a device loads neither
 compiler, tracer nor solver.
@@ -7,7 +7,7 @@ compiler, tracer nor solver.
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 __version__ = "0.1.0"
 
@@ -29,19 +29,7 @@ _HOME = {
 }
 _SUBPACKAGES = ("nn", "ops", "theory", "errors")
 
-__all__ = [*_HOME, *_SUBPACKAGES, "__version__"]
-
-if TYPE_CHECKING:
-    from torchcoinfer import errors, nn, ops, theory
-    from torchcoinfer.errors import InfeasibleBudget, TorchCoinferError
-    from torchcoinfer.hooks import ResourceMonitor
-    from torchcoinfer.ops import has_kernels
-    from torchcoinfer.pipeline import apply_plan, compress_and_split
-    from torchcoinfer.result import Result, load
-    from torchcoinfer.theory.budget import Budget, Search, Workload
-    from torchcoinfer.theory.costs import DeviceProfile, LinkProfile
-    from torchcoinfer.theory.plan import Plan
-
+__all__ = [*_HOME, *_SUBPACKAGES, "__version__"]  # noqa: PLE0604  all of them are strings
 
 def __getattr__(name: str) -> Any:
     if name in _HOME:

@@ -1,4 +1,4 @@
-"""The way through the house, one arrow a line: trace, calibrate, curves, costs, solve, compress, split, certify."""
+"""The way through the house: trace, calibrate, score, price, solve, compress, split, certify."""
 
 from __future__ import annotations
 
@@ -296,7 +296,7 @@ def _apply(
         "weight_numel": {layer.name: layer.numel for layer in traced.graph.layers},
         "notes": _notes(traced),
     }
-    return Result(device, server, replace(plan, bounds=bounds), details)
+    return Result(device, server, replace(plan, bounds=bounds), details, compressed.eval())
 
 
 def _notes(traced: Traced) -> list[str]:
@@ -320,7 +320,7 @@ def _check_bytes(packed: Mapping[str, int], plan: Plan) -> None:
 
 
 def _certified(run: _Run, budget: Budget) -> Result:
-    """Plans of falling predicted distortion, until a certificate holds the ceiling; the rounds are fixed first."""
+    """Plans of falling predicted distortion until one is certified; how many may be tried is fixed first."""
     ceiling, alpha = budget.certified_distortion, run.search.alpha
     needs = CERTIFICATION_ROUNDS / alpha - 1
     samples = run.judged.samples if run.judged is not None else 0

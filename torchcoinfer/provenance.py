@@ -1,4 +1,4 @@
-"""What a plan says about where it came from: the model's hash, the versions. No timestamp, no machine name."""
+"""What a plan says about where it came from: the model's hash and the versions, no time and no place."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 
 def model_hash(model: nn.Module) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes of all parameters and buffers, in the order of their names."""
+    """SHA-256 over names, dtypes, shapes and bytes of all parameters and buffers, sorted by name."""
     digest = hashlib.sha256()
     state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     for name in sorted(state):

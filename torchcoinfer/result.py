@@ -1,4 +1,4 @@
-"""What ``compress_and_split`` returns and ``load`` reads back: two halves, the plan they obey, and how to keep them."""
+"""What ``compress_and_split`` returns and ``load`` reads back: two halves, and the plan that they obey."""
 
 from __future__ import annotations
 
@@ -23,17 +23,27 @@ class Result:
         server: the server half; takes those tensors, returns the model's own output structure.
         plan: the ``Plan`` that both obey.
         details: plain data for the report: curves, alternatives considered, what each stage said.
+        compressed: the undivided compressed model, sharing its tensors with the halves; None after ``load``,
+            which needs no model code.
     """
 
-    def __init__(self, device: nn.Module, server: nn.Module, plan: Plan, details: Mapping[str, Any]):
+    def __init__(
+        self,
+        device: nn.Module,
+        server: nn.Module,
+        plan: Plan,
+        details: Mapping[str, Any],
+        compressed: nn.Module | None = None,
+    ):
         self.device, self.server, self.plan, self.details = device, server, plan, details
+        self.compressed = compressed
         self.session = Session(device, server)
 
     def __iter__(self) -> Iterator[nn.Module]:
         return iter((self.device, self.server))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run both halves in this process, through the wire codec; the model's arguments in, its output out."""
+        """Run both halves here, through the wire codec; the model's arguments in, its own output out."""
         return self.session(*args, **kwargs)
 
     def report(self) -> Report:
