@@ -50,6 +50,7 @@ def assert_equals_brute_force(seed: int, units: int = 9) -> None:
     assert plan.optimality["over"] == "all frontiers"
     assert plan.optimality["gap"] <= 1e-9
     assert plan.optimality["dual_bound"] <= want * (1 + 1e-9)
+    assert plan.optimality["lagrangian_bound"] <= want * (1 + 1e-9)
 
 
 @pytest.mark.parametrize("seed", range(40))

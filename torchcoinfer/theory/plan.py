@@ -127,7 +127,9 @@ class Plan:
             total_energy_j, device_bytes, server_bytes, uplink_bytes, distortion, device_bits_per_weight;
             ``basis``: name -> "measured" | "estimated".
         bounds: weights and output, theory.md §6.
-        optimality: gap, dual_bound, objective, over ("all frontiers" | "candidate cuts" | "the fixed cut").
+        optimality: objective, value, dual_bound, gap, lagrangian_bound (without branching; None if placement
+            was part of the program), cuts (how many were compared), over ("all frontiers" | "candidate cuts" |
+            "the fixed cut").
         provenance: model_hash, device, server, link, versions, seed.
         budget: the rows as given, SI.
     """

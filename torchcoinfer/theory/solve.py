@@ -50,7 +50,8 @@ def solve_table(table: Table, objective: str, limits: Mapping[str, float], gap: 
     relaxed = relax_states(real)
     outer, inner = DualState.start(relaxed, incumbent), DualState.start(real, incumbent)
     bound_pairs(relaxed, outer, gap, np.arange(len(relaxed.members)))
-    if np.isposinf(outer.bound).all():  # some row is out of reach alone
+    lagrangian = float(outer.bound.min())
+    if np.isposinf(lagrangian):  # some row is out of reach alone
         return None
     if incumbent.items is None and limits:
         found = least_violation(real, np.ones(len(limits)), 0.0, hopeless=1e-9)
@@ -66,7 +67,8 @@ def solve_table(table: Table, objective: str, limits: Mapping[str, float], gap: 
         return None
     bound = min(incumbent.value, float(outer.bound.min()))
     rows = table.evaluate(incumbent.pair, incumbent.items)
-    return Solution(incumbent.pair, incumbent.items, incumbent.value, bound, rows, len(table.cuts))
+    least = min(lagrangian, incumbent.value)
+    return Solution(incumbent.pair, incumbent.items, incumbent.value, bound, rows, len(table.cuts), least)
 
 
 def _finish_states(real: Knapsacks, state: DualState, pairs: np.ndarray, bound: float, gap: float) -> None:
@@ -155,7 +157,8 @@ def optimum(problem: Problem, objective: str, rows: Mapping[str, float]) -> tupl
     left = _search_frontiers(problem, objective, limits, gap, candidates, start, solve_cut)
     table, best = found[-1]
     if best is not None:
-        best = replace(best, bound=min(best.value, left, *bounds), cuts=len(candidates) + len(bounds) - 1)
+        cuts = len(candidates) + len(bounds) - 1
+        best = replace(best, bound=min(best.value, left, *bounds), cuts=cuts, lagrangian=None)
     return replace(table, over="all frontiers"), best
 
 

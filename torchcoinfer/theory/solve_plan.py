@@ -23,6 +23,7 @@ class Solution:
     bound: float
     rows: Mapping[str, float]
     cuts: int = 1  # how many were compared
+    lagrangian: float | None = None  # the part of the bound that needs no branching, float64 throughout
 
     @property
     def gap(self) -> float:
@@ -87,6 +88,7 @@ def make_plan(table: Table, chosen: Solution, best: Solution) -> Plan:
         optimality={
             "objective": problem.search.minimize, "value": best.value,
             "dual_bound": best.bound, "gap": best.gap,
+            "lagrangian_bound": best.lagrangian,
             "over": table.over, "cuts": best.cuts,
         },
         provenance={
