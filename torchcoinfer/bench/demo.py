@@ -118,8 +118,8 @@ def demo_budget(sizes: dict[str, tuple[int, int]], task: tasks.Task) -> Budget:
     return Budget(
         latency=task.latency_s,
         energy=task.energy_j,
-        device_memory=DEVICE_SHARE * total,
-        server_memory=(1.0 - DEVICE_SHARE) * total,
+        device_memory=DEVICE_SHARE * total + task.activation_bytes,
+        server_memory=(1.0 - DEVICE_SHARE) * total + task.activation_bytes,
     )
 
 
