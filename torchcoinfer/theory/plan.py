@@ -128,8 +128,8 @@ class Plan:
             ``basis``: name -> "measured" | "estimated".
         bounds: weights and output, theory.md §6.
         optimality: objective, value, dual_bound, gap, lagrangian_bound (without branching; None if placement
-            was part of the program), cuts (how many were compared), over ("all frontiers" | "candidate cuts" |
-            "the fixed cut").
+            was part of the program), cuts (how many were compared), over ("all frontiers" | "candidate
+            cuts" | "the fixed cut").
         provenance: model_hash, device, server, link, versions, seed.
         budget: the rows as given, SI.
     """
