@@ -20,6 +20,7 @@ constexpr int64_t COLUMNS = BLOCKS * BLOCK_N;
 constexpr int64_t LEAST_CHUNK_K = 128;            // columns of W decoded at once: whole segments
 constexpr int64_t MOST_CHUNK_K = SEGMENT_K;
 constexpr int64_t MOST_PAIRS = 8;                 // pairs that pass over x together where x does not stay in L2
+constexpr int64_t LINE_LANES = 16;                // 32-bit lanes of a cache line
 constexpr int64_t RESIDENT_BYTES = 256 << 10;     // x that does
 
 // What is decoded for each kind of rows: k of one 32-bit lane, and the sum's register.
@@ -212,9 +213,17 @@ TORCHCOINFER_AVX512 void gemm_pairs(const QuantMatrix& w, const Rows& x, const P
       for (int64_t i = 0; i < row_tiles.count; ++i) {
         const int64_t row = row_tiles.begin(i), rows = row_tiles.begin(i + 1) - row;
         const float* panel = panels + row * row_lanes + t * TILE_LANES * rows;
-        for (int64_t p = 0; p < pairs.count(); ++p)
+        // the next tile's part of x is a jump away, where no hardware prefetcher looks
+        const int64_t next = i + 1 < row_tiles.count ? i + 1 : 0, next_t = next ? t : segments.end(s);
+        const int64_t next_row = row_tiles.begin(next), next_rows = row_tiles.begin(next + 1) - next_row;
+        const float* next_panel = panels + next_row * row_lanes + next_t * TILE_LANES * next_rows;
+        const int64_t ahead = ceil_div(lanes * next_rows, pairs.count() * LINE_LANES);
+        for (int64_t p = 0; p < pairs.count(); ++p) {
+          for (int64_t line = p * ahead; line < (p + 1) * ahead; ++line)
+            _mm_prefetch(reinterpret_cast<const char*>(next_panel + line * LINE_LANES), _MM_HINT_T0);
           MULTIPLY<Rows>[rows](w, x, row, panel, lanes, decoded + p * DECODED + (t - t0) * TILE_LANES * COLUMNS,
                                scales[p], s, segments.count, sums + p * x.rows * COLUMNS);
+        }
       }
     }
   }
