@@ -25,10 +25,12 @@ from torchcoinfer.measure.tape import Noise, Rademacher, Site, Tape
 from torchcoinfer.theory.options import Option
 from torchcoinfer.trace import Traced
 
-WORKING_SET_BYTES = 128 << 20
+WORKING_SET_BYTES = 64 << 20
 
 Weights = Callable[[str, Option], Tensor]
 """(layer, option) -> the dense weight ŵ [N, K] that the compressed layer would compute with."""
+
+Shifts = Callable[[str, Option], Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ def score_options(
     options: Mapping[str, Sequence[Option]],
     *,
     weights: Weights,
+    shifts: Shifts | None = None,
     probes: int | None = None,
     seed: int | None = None,
     batches: Sequence[Sequence[Tensor]] | None = None,
@@ -82,6 +85,7 @@ def score_options(
         statistics: signal, judge and calibration batches.
         options: per layer, what is to be scored. An option of format "float" and 32 bits changes nothing.
         weights: gives ŵ; called exactly once for each (layer, option).
+        shifts: gives what the layer's bias is changed by, [N] or None; called after ``weights``.
         probes: random output probes a sample; default ``statistics.probes``. The estimate is unbiased.
         seed: of the probes.
         batches: flat inputs to judge on; default the calibration batches. Options whose weights were fitted
@@ -104,7 +108,7 @@ def score_options(
     # rows that calibration has not read may be read by other data: then all rows are kept
     known = {id(batch) for batch in statistics.batches}
     row_counts = statistics.row_counts if all(id(batch) in known for batch in data) else {}
-    scorer = _LayerScorer(tape, row_counts, options, weights, working_set_bytes)
+    scorer = _LayerScorer(tape, row_counts, options, weights, shifts, working_set_bytes)
     samples = sum(batch_size(batch) for batch in data)
     scale = statistics.judge.factor / (samples * statistics.signal)
     parts = scorer.parts(data[0], probes)
@@ -139,9 +143,11 @@ class _LayerScorer:
         row_counts: Mapping[str, Tensor],
         options: Mapping[str, Sequence[Option]],
         weights: Weights,
+        shifts: Shifts | None,
         working_set_bytes: int,
     ):
         self.tape, self.weights, self.budget = tape, weights, working_set_bytes
+        self.shifts = shifts or (lambda layer, option: None)
         self.options = {
             layer: list(dict.fromkeys(option for option in choices if not unchanged(option)))
             for layer, choices in options.items()
@@ -209,7 +215,8 @@ class _LayerScorer:
                 if not mse < float("inf"):
                     raise ArgumentError(where, got="NaN or Inf", expected="finite weights")
                 self.sizes[layer, option] = (l1, mse)
-                found.setdefault(layer, []).append(WeightDelta.of(option, change, rows, self.exact))
+                shift = self.shifts(layer, option)
+                found.setdefault(layer, []).append(WeightDelta.of(option, change, rows, self.exact, shift))
         return found
 
     def layer_response(
