@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from torchcoinfer.theory.bounds_network import SpentLayer, weights_block
 from torchcoinfer.theory.plan import LayerPlan
 from torchcoinfer.trace import Traced
 
+FIT_SAMPLE = 1 << 21  # weights that a fit looks at, evenly spread: it works in float64
+
 
 def weight_bounds(traced: Traced, compressed: nn.Module, layers: Mapping[str, LayerPlan]) -> dict[str, Any]:
     """The floor at the bits spent beside the measured error of the weights, for every compressed layer."""
@@ -28,7 +31,8 @@ def weight_bounds(traced: Traced, compressed: nn.Module, layers: Mapping[str, La
         path = traced.layer_modules[layer.name][0]
         weight = weight_matrix(traced.model.get_submodule(path)).float()
         packed = compressed.get_submodule(path)
-        fit = fit_laplace(weight.numpy())
+        step = -(-weight.numel() // FIT_SAMPLE)
+        fit = replace(fit_laplace(weight.reshape(-1)[::step].numpy()), numel=weight.numel())
         spent[layer.name] = SpentLayer(
             fit, 8.0 * row.packed_bytes / layer.numel, _mean_absolute_error(packed, weight)
         )
