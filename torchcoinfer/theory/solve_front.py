@@ -73,7 +73,7 @@ class Fronts:
         self.totals = chosen_totals(replace(self.table, pair_cut=self.cuts), np.arange(len(both)), self.items)
 
     def _knapsacks(self, table: Table, budget: Budget) -> Knapsacks:
-        limits = tightest(budget.rows(), ceilings(self.problem, table))
+        limits = tightest(budget.rows(), ceilings(table.problem, table))
         return make_knapsacks(table, self.problem.search.minimize, limits)
 
     def _sample(self, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -127,6 +127,22 @@ def _layer_choices(
     return choices
 
 
+def _cut_options(
+    graph: Graph, cut_curves: Mapping[str, Sequence[tuple[int, float]]], search: Search
+) -> dict[str, tuple[CutOption, ...]]:
+    """How each tensor may cross. One without a curve (integers are never coded) crosses as it is."""
+    options = {}
+    for name, tensor in graph.tensors.items():
+        as_it_is = CutOption(None, 0.0, float_bytes(tensor.nbytes, len(tensor.shape)))
+        made = [as_it_is] if None in search.cut_bits else []
+        for bits, distortion in cut_curves.get(name, ()):
+            if bits is not None and bits in search.cut_bits:
+                value = _check_distortion(f"tensor {name!r} at {bits} bits", distortion)
+                made.append(CutOption(bits, value, coded_bytes(tensor.shape, bits, tensor.leading_dims)))
+        options[name] = drop_dominated(made or [as_it_is], lambda o: (o.distortion, float(o.wire_bytes)))
+    return options
+
+
 def _choice_costs(choice: Choice) -> tuple[float, ...]:
     loads = [(load.cycles, load.seconds) for load in (*choice.device, *choice.server)]
     return (choice.distortion, float(choice.packed_bytes), *(value for pair in loads for value in pair))
@@ -165,35 +181,17 @@ def build_problem(
         )  # fmt: skip
     papers = search.mode == "analytic"
     analytic = papers or search.costs == "analytic"
-    cut_options = {}
-    for name, tensor in graph.tensors.items():
-        made = (
-            [CutOption(None, 0.0, float_bytes(tensor.nbytes, len(tensor.shape)))]
-            if None in search.cut_bits
-            else []
-        )
-        for bits, distortion in cut_curves.get(name, ()):
-            if bits is not None and bits in search.cut_bits:
-                value = _check_distortion(f"tensor {name!r} at {bits} bits", distortion)
-                made.append(CutOption(bits, value, coded_bytes(tensor.shape, bits, tensor.leading_dims)))
-        made = made or [
-            CutOption(None, 0.0, float_bytes(tensor.nbytes, len(tensor.shape)))
-        ]  # an integer tensor is never coded
-        cut_options[name] = drop_dominated(made, lambda o: (o.distortion, float(o.wire_bytes)))
+    plain = [unit for unit in graph.units if unit.layer is None]
     fixed = [
-        {
-            u.name: unit_load(side, u, None, None, graph, analytic=analytic)
-            for u in graph.units
-            if u.layer is None
-        }
+        {unit.name: unit_load(side, unit, None, None, graph, analytic=analytic) for unit in plain}
         for side in (device, server)
     ]
+    table = _common_options(graph, curves)
+    outputs = [graph.tensors[name] for name in graph.outputs]
     return Problem(
         graph=graph,
-        choices=_layer_choices(
-            graph, _common_options(graph, curves), (device, server), analytic, drop=not papers
-        ),
-        cut_options=cut_options,
+        choices=_layer_choices(graph, table, (device, server), analytic, drop=not papers),
+        cut_options=_cut_options(graph, cut_curves, search),
         fixed_device=fixed[0],
         fixed_server=fixed[1],
         device=device,
@@ -202,9 +200,7 @@ def build_problem(
         budget=budget,
         search=search,
         workload=workload,
-        answer_bytes=sum(
-            float_bytes(graph.tensors[name].nbytes, len(graph.tensors[name].shape)) for name in graph.outputs
-        ),
+        answer_bytes=sum(float_bytes(tensor.nbytes, len(tensor.shape)) for tensor in outputs),
     )
 
 
