@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from torchcoinfer.calibrate import Segment, Statistics, Stream, embedding_sensitivity
-from torchcoinfer.compress.hessian import SENSITIVITY_DAMPING, Hessian
+from torchcoinfer.compress.inputs import LayerInputs, segment_inputs
 from torchcoinfer.compress.nearest import nearest
 from torchcoinfer.compress.obs import obs
 from torchcoinfer.compress.pack import StandIn, packed_module, share_storage, weight_matrix
-from torchcoinfer.compress.quantized import Quantized
 from torchcoinfer.errors import CalibrationError, PlanError
 from torchcoinfer.theory.options import Option
 from torchcoinfer.theory.plan import LayerPlan
@@ -107,18 +106,6 @@ def _hollow_copy(traced: Traced, options: Mapping[str, Option]) -> nn.Module:
     return copy.deepcopy(traced.model, memo)
 
 
-@dataclass(frozen=True)
-class _Inputs:
-    """What compression knows of a layer's inputs; one entry per group of a grouped convolution.
-
-    Of an embedding: how much the output minds errors in its rows (``calibrate/sensitivity.py``).
-    """
-
-    hessians: list[Hessian]
-    means: Tensor | None  # [groups, K]; None: the layer has no bias to take up a mean error
-    plain_means: Tensor | None  # the same in the uncompressed model
-
-
 @dataclass
 class _Work:
     """One run over the layers."""
@@ -139,36 +126,16 @@ class _Work:
         """The float modules that share a layer's weight."""
         return [self.traced.model.get_submodule(path) for path in self.traced.layer_modules[name]]
 
-    def inputs_of(self, segment: Segment, names: Sequence[str]) -> dict[str, _Inputs]:
-        """Inputs of the layers that compensate; layers that read the same input share a Hessian.
-
-        A bias takes up the mean of the error, so what is left to minimize is the error's variance: the
-        Hessian is the inputs' covariance. On MiniLM's encoder at 4 and 3 bits this leaves 12 and 8 % less
-        cosine error.
-        """
-        found = {
-            name: _Inputs([Hessian(self.sensitivities[name], damping=SENSITIVITY_DAMPING)], None, None)
-            for name in names
-            if name in self.sensitivities
-        }
-        if len(found) == len(names):
-            return found
-        moments, crosses = segment.inputs_second_moment(), segment.inputs_cross_moment()
-        means, plain_means = segment.inputs_mean(), segment.plain_inputs_mean()
-        made: dict[tuple[int, bool], _Inputs] = {}
+    def inputs_of(self, segment: Segment, names: Sequence[str]) -> dict[str, LayerInputs]:
+        """Of the layers of a segment that compensate."""
+        found = segment_inputs(segment, {name: self.modules(name) for name in names}, drift=True)
         for name in names:
-            if name not in moments:
-                continue
-            centered = all(getattr(module, "bias", None) is not None for module in self.modules(name))
-            key = (id(moments[name]), centered)
-            if key not in made:
-                first = (means[name], plain_means[name][0]) if centered else None
-                made[key] = _inputs(moments[name], crosses[name], first)
-            found[name] = made[key]
+            if name in self.sensitivities:
+                found[name] = LayerInputs.of_sensitivity(self.sensitivities[name])
         return found
 
     @torch.no_grad()
-    def install(self, name: str, option: Option, inputs: _Inputs | None) -> StandIn | Tensor:
+    def install(self, name: str, option: Option, inputs: LayerInputs | None) -> StandIn | Tensor:
         """Compresses one layer, puts its packed modules into the model; returns what the stream goes on with.
 
         "obs" rounds to nearest where nothing is known to compensate for: an embedding that the judged output
@@ -181,7 +148,7 @@ class _Work:
             quantized, shift = nearest(weight, option, importance), None
         else:
             quantized = obs(weight, option, inputs.hessians)
-            shift = _mean_error(weight, quantized, inputs)
+            shift = inputs.mean_error(weight, quantized)
         modules = [packed_module(module, quantized, shift) for module in floats]
         share_storage(modules)
         for path, module in zip(self.traced.layer_modules[name], modules):
@@ -191,26 +158,3 @@ class _Work:
                 if at is old:  # one module may hang in several places
                     self.model.set_submodule(alias, module)
         return StandIn(modules).replacement()
-
-
-def _inputs(second: Tensor, cross: Tensor, first: tuple[tuple[Tensor, int], Tensor] | None) -> _Inputs:
-    """From sums over positions; ``first``: ((mean, positions), plain mean); None: nothing is centered."""
-    second, cross = (m if m.dim() == 3 else m[None] for m in (second, cross))
-    if first is None:
-        return _Inputs([Hessian(*pair) for pair in zip(second, cross)], None, None)
-    (mean, positions), plain = first
-    means, plains = (m if m.dim() == 2 else m[None] for m in (mean, plain))
-    second = torch.baddbmm(second, means[:, :, None], means[:, None, :], beta=1 / positions, alpha=-1.0)
-    cross = torch.baddbmm(cross, plains[:, :, None], means[:, None, :], beta=1 / positions, alpha=-1.0)
-    return _Inputs([Hessian(*pair) for pair in zip(second, cross)], means, plains)
-
-
-def _mean_error(weight: Tensor, quantized: Quantized, inputs: _Inputs) -> Tensor | None:
-    """E[W x₀ - Ŵ x], float32 [N]: what the bias has to add."""
-    if inputs.means is None:
-        return None
-    parts = len(inputs.means)
-    rows = zip(
-        weight.float().chunk(parts), quantized.dequantize().chunk(parts), inputs.plain_means, inputs.means
-    )
-    return torch.cat([old @ plain - new @ mean for old, new, plain, mean in rows])

@@ -12,14 +12,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from torchcoinfer import ops
 from torchcoinfer.calibrate import Statistics, Stream, embedding_sensitivity
 from torchcoinfer.calibrate.judge import batch_size
-from torchcoinfer.compress import Hessian, Quantized, nearest, obs, option_of
-from torchcoinfer.compress.hessian import SENSITIVITY_DAMPING
+from torchcoinfer.compress import LayerInputs, Quantized, nearest, obs, option_of, segment_inputs
 from torchcoinfer.compress.nearest import pruning_mask
 from torchcoinfer.compress.pack import weight_matrix
 from torchcoinfer.measure.cuts import score_cuts
@@ -108,7 +107,11 @@ class _Nearest:
 
 
 def _weight(traced: Traced, layer: str) -> Tensor:
-    return weight_matrix(traced.model.get_submodule(traced.layer_modules[layer][0]))
+    return weight_matrix(_modules(traced, layer)[0])
+
+
+def _modules(traced: Traced, layer: str) -> list[nn.Module]:
+    return [traced.model.get_submodule(path) for path in traced.layer_modules[layer]]
 
 
 def survivors(traced: Traced, curves: Curves, chosen: Mapping[str, Option]) -> dict[str, tuple[Option, ...]]:
@@ -163,32 +166,22 @@ def obs_curves(
     ]
     minded = embedding_sensitivity(traced, statistics.judge, data.fit, embeddings, seed=search.seed)
     made: dict[tuple[str, Option], Callable[[], Tensor]] = {}
+    shifts: dict[tuple[str, Option], Tensor | None] = {}
     bar = tqdm(total=sum(map(len, options.values())), desc="compensate", unit="option", disable=not progress)
     for segment in Stream(traced, data.fit):
-        due = [name for name in segment.layers if options.get(name)]
-        moments = segment.inputs_second_moment() if due else {}
-        hessians: dict[int, list[Hessian]] = {}
+        due = {name: _modules(traced, name) for name in segment.layers if options.get(name)}
+        inputs = segment_inputs(segment, due, drift=False)
+        inputs |= {name: LayerInputs.of_sensitivity(minded[name]) for name in due if name in minded}
         for name in due:
-            weight = _weight(traced, name)
-            if name in moments:
-                moment = moments[name]
-                if id(moment) not in hessians:
-                    hessians[id(moment)] = [
-                        Hessian(part) for part in (moment if moment.dim() == 3 else moment[None])
-                    ]
-                hessian, rows = hessians[id(moment)], slice(None)
-            elif name in minded:
-                hessian = Hessian(minded[name], damping=SENSITIVITY_DAMPING)
-                rows = statistics.row_counts[name].nonzero().flatten()  # no other row can change a score
-            else:
-                bar.update(len(options[name]))
-                continue
-            for option in options[name]:
-                compensated = replace(option, algorithm="obs")
-                made[name, compensated] = partial(
-                    _dense, weight, rows, obs(weight[rows], compensated, hessian)
-                )
-                bar.update()
+            weight, known = _weight(traced, name), inputs.get(name)
+            # of an embedding no row can change a score that the data do not read
+            rows = statistics.row_counts[name].nonzero().flatten() if name in minded else slice(None)
+            for option in options[name] if known is not None else ():
+                key = name, replace(option, algorithm="obs")
+                compressed = obs(weight[rows], key[1], known.hessians)
+                made[key] = partial(_dense, weight, rows, compressed)
+                shifts[key] = known.mean_error(weight, compressed)
+            bar.update(len(options[name]))
     bar.close()
     if not made:
         return {}
@@ -200,6 +193,7 @@ def obs_curves(
         statistics,
         wanted,
         weights=lambda layer, option: made[layer, option](),
+        shifts=lambda layer, option: shifts[layer, option],
         batches=data.score,
         seed=search.seed,
         progress=progress,

@@ -24,6 +24,7 @@ class WeightDelta:
         values: the change itself, or int8 steps of ``scale``.
         scale: [R, 1], or None. Eight bits a value, one scale a row: the error is 1/127 of the row's largest
             change at most, about .0001 of the estimated distortion.
+        shift: [N], what the bias is changed by, or None.
         rows: sorted row numbers kept, for an embedding of which the data read few rows; None: all.
     """
 
@@ -31,15 +32,18 @@ class WeightDelta:
     values: Tensor
     scale: Tensor | None
     rows: Tensor | None
+    shift: Tensor | None = None
 
     @classmethod
-    def of(cls, option: Option, change: Tensor, rows: Tensor | None, exact: bool) -> WeightDelta:
+    def of(
+        cls, option: Option, change: Tensor, rows: Tensor | None, exact: bool, shift: Tensor | None = None
+    ) -> WeightDelta:
         """``change`` [R, K] of the rows ``rows``; kept as it is, or in eight bits."""
         if exact:
-            return cls(option, change, None, rows)
+            return cls(option, change, None, rows, shift)
         smallest = torch.finfo(change.dtype).tiny * 127
         scale = change.abs().amax(1, keepdim=True).clamp_min(smallest) / 127
-        return cls(option, (change / scale).round_().to(torch.int8), scale, rows)
+        return cls(option, (change / scale).round_().to(torch.int8), scale, rows, shift)
 
     def dense(self, dtype: torch.dtype) -> Tensor:
         if self.scale is None:
@@ -48,6 +52,12 @@ class WeightDelta:
 
     def response(self, call: LayerCall, args: Sequence[Any], output: Tensor, dtype: torch.dtype) -> Tensor:
         """δ: the change of the call's output when this change is made to the weight, shaped as ``output``."""
+        response = self._of_weight(call, args, output, dtype)
+        if self.shift is None or call.kind == "embedding":
+            return response
+        return response + self.shift.to(dtype).reshape(-1, *(1,) * (2 if call.kind == "conv2d" else 0))
+
+    def _of_weight(self, call: LayerCall, args: Sequence[Any], output: Tensor, dtype: torch.dtype) -> Tensor:
         changed = list(args)
         h = args[call.input_position]
         if call.kind == "embedding":
