@@ -6,7 +6,6 @@ original's, as a table row).
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -226,12 +225,3 @@ def _output_row(score: list[np.ndarray], original: list[np.ndarray]) -> Row:
         "output error": f"{error / signal:.4f}",
         "same top-1": f"{100 * np.mean(same):.1f} %",
     }
-
-
-def checksum(batches: list[Batch]) -> int:
-    """CRC-32 over all values, to show that two runs saw the same data."""
-    crc = 0
-    for batch in batches:
-        for value in batch.values() if isinstance(batch, Mapping) else batch:
-            crc = zlib.crc32(value.contiguous().numpy().tobytes(), crc)
-    return crc
