@@ -73,6 +73,24 @@ def test_branch_and_bound_alone_equals_brute_force(seed, monkeypatch):
     assert_equals_brute_force(seed, units=6)
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_distortions_over_twenty_decades_in_one_table(seed):
+    rng = np.random.default_rng(1000 + seed)
+    problem = problem_of_seed(seed, 7)
+    choices = {
+        name: (own[0], *(replace(c, distortion=float(10.0 ** rng.uniform(-12, 8))) for c in own[1:]))
+        for name, own in problem.choices.items()
+    }
+    problem = replace(problem, choices=choices, search=Search(gap=0.0))
+    want = best_value(problem)
+    if np.isfinite(want):
+        assert solve(problem).predicted["distortion"] == pytest.approx(want, rel=1e-9, abs=0.0)
+        assert solve(replace(problem, frontier_limit=0)).optimality["dual_bound"] <= want * (1 + 1e-9)
+    else:
+        with pytest.raises(InfeasibleBudget):
+            solve(problem)
+
+
 @pytest.mark.parametrize("exponent", (-9, -4, 4, 9))
 def test_the_scale_of_the_distortions_changes_nothing(exponent):
     problem = problem_of_seed(3, 7)

@@ -65,9 +65,9 @@ def solve_table(table: Table, objective: str, limits: Mapping[str, float], gap: 
             outer.bound[cut] = max(outer.bound[cut], inner.bound[relaxed.members[cut]].min())
     if incumbent.items is None:
         return None
-    bound = min(incumbent.value, float(outer.bound.min()))
+    bound = min(incumbent.value, max(0.0, float(outer.bound.min())))  # no row is ever negative
     rows = table.evaluate(incumbent.pair, incumbent.items)
-    least = min(lagrangian, incumbent.value)
+    least = min(max(0.0, lagrangian), incumbent.value)
     return Solution(incumbent.pair, incumbent.items, incumbent.value, bound, rows, len(table.cuts), least)
 
 

@@ -131,7 +131,7 @@ class Fronts:
         outer = DualState.start(relaxed, incumbent)
         outer.multipliers[:] = self.multipliers if self.names == real.names else 0.0
         subgradient(relaxed, outer, np.arange(len(relaxed.members)), problem.search.gap, REPLAN_STEPS)
-        bound = min(incumbent.value, float(outer.bound.min()))
+        bound = min(incumbent.value, max(0.0, float(outer.bound.min())))
         rows = table.evaluate(incumbent.pair, incumbent.items)
         best = Solution(incumbent.pair, incumbent.items, incumbent.value, bound, rows, len(table.cuts))
         return make_plan(table, best, best)

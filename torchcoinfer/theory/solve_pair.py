@@ -130,35 +130,39 @@ def enumerate_core(
 
 
 def finish_pair(knapsacks: Knapsacks, state: DualState, pair: int, gap: float) -> None:
-    """Brings the bound of a pair within ``gap`` of the incumbent, or to the pair's own optimum."""
+    """Brings the bound of a pair within ``gap`` of the incumbent, or to the pair's own optimum.
+
+    Items that no plan below the target can have (by reduced cost) are left out first, so that the linear
+    relaxation sees numbers of one magnitude; its multipliers then give a tighter bound over all items.
+    """
     objective, rows = knapsacks.pair_costs(pair)
     slack, constant = knapsacks.slack[pair], knapsacks.objective_constant[pair]
-    m = relaxation_multipliers(objective, rows, slack)
-    if m is None:
-        state.bound[pair] = np.inf
+    scores, bound, lost = _lagrangian(objective, rows, slack, state.multipliers[pair], constant)
+    target = state.incumbent.target(gap)
+    kept = scores - scores.min(axis=1, keepdims=True) <= _room(target, bound, lost)
+    m = relaxation_multipliers(np.where(kept, objective, np.inf), rows, slack)
+    if m is None:  # nothing below the target fits
+        state.bound[pair] = max(state.bound[pair], target)
         return
-    scores, bound = _lagrangian(objective, rows, slack, m, constant)
-    if bound < state.bound[pair]:
-        m = state.multipliers[pair]
-        scores, bound = _lagrangian(objective, rows, slack, m, constant)
-    state.bound[pair], state.multipliers[pair] = max(bound, state.bound[pair]), m
-    best = scores.argmin(axis=1)
-    start = repair(objective, rows, slack, best)
+    tight = _lagrangian(objective, rows, slack, m, constant)
+    if tight[1] > bound:
+        (scores, bound, lost), state.multipliers[pair] = tight, m
+    state.bound[pair] = max(bound, state.bound[pair])
+    start = repair(objective, rows, slack, scores.argmin(axis=1))
     if start is not None:
         offer(knapsacks, state.incumbent, pair, improve(objective, rows, slack, start))
     target = state.incumbent.target(gap)
     if bound >= target:
         return
-    reduced, room = scores - scores[np.arange(len(best)), best][:, None], np.inf
-    if np.isfinite(target):
-        # what the float sums of the bound may have lost, so that no optimum is cut off by rounding
-        room = target - bound + 1e-12 * (abs(target) + np.abs(scores[np.isfinite(scores)]).max())
+    room = _room(target, bound, lost)
+    reduced = scores - scores.min(axis=1, keepdims=True)
     plan = core_plan(reduced, objective, rows, slack, room)
-    if plan is not None and offer(knapsacks, state.incumbent, pair, improve(objective, rows, slack, plan)):
-        target = state.incumbent.target(gap)
-        if bound >= target:
-            return
-    plans = enumerate_core(reduced, rows, slack, room)
+    if plan is not None:
+        offer(knapsacks, state.incumbent, pair, improve(objective, rows, slack, plan))
+    target = state.incumbent.target(gap)
+    if bound >= target:
+        return
+    plans = enumerate_core(reduced, rows, slack, _room(target, bound, lost))
     if plans is not None:
         least = _offer_least(knapsacks, state, pair, plans, objective)
         state.bound[pair] = max(bound, min(target, least))  # every plan below the target has been seen
@@ -166,11 +170,19 @@ def finish_pair(knapsacks: Knapsacks, state: DualState, pair: int, gap: float) -
     _branch_and_bound(knapsacks, state, pair, gap, (objective, rows, slack), reduced <= room)
 
 
+def _room(target: float, bound: float, lost: float) -> float:
+    """Reduced cost that a plan below the target may have; ``lost``: what float sums may have lost."""
+    return target - bound + lost + 1e-12 * abs(target) if np.isfinite(target) else np.inf
+
+
 def _lagrangian(
     objective: np.ndarray, rows: np.ndarray, slack: np.ndarray, m: np.ndarray, constant: float
-) -> tuple[np.ndarray, float]:
+) -> tuple[np.ndarray, float, float]:
+    """Scores [G, I] at multipliers m, the lower bound of the pair, and the rounding error it may have."""
     scores = np.tensordot(m, rows, 1) + objective
-    return scores, float(scores.min(axis=1).sum() - m @ slack + constant)
+    least = scores.min(axis=1)
+    error = 1e-12 * (float(np.abs(least).sum()) + float(np.abs(m * slack).sum()) + abs(constant))
+    return scores, float(least.sum() - m @ slack + constant), error
 
 
 def _offer_least(
