@@ -1,5 +1,6 @@
 """The quality bench's verdict: what a row says of a result, and when a goal counts as met."""
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -43,6 +44,8 @@ def test_goal(angle, correct, met):
     row = quality._row("plan", SimpleNamespace(plan=PLAN), task, original, goal=0.988)
     assert row["met"] is met
     assert row["packed_bytes"] == 2000
+    assert row["output_error"] == 0.02
+    assert json.loads(json.dumps(row)) == row
     assert row["cosine"] == pytest.approx(np.cos(angle), abs=1e-6)
     assert row["paired_difference"] == pytest.approx((correct - 500) / 1000)
     assert quality._shown(row)["met"] == ("yes" if met else "NO")

@@ -18,6 +18,7 @@ from torchcoinfer.bench import retrieval, tasks
 from torchcoinfer.bench.uniform import uniform_plan, weight_shapes
 from torchcoinfer.models import load_model
 from torchcoinfer.report import format_table, write_text
+from torchcoinfer.report.content import number_of
 from torchcoinfer.result import Result
 from torchcoinfer.theory.budget import Budget, Search
 
@@ -85,7 +86,7 @@ def _row(
         "paired_difference": gap.difference,
         "paired_standard_error": gap.standard_error,
         "queries": len(score.hit),
-        "output_error": result.plan.bounds["output"]["measured"],
+        "output_error": number_of(result.plan.bounds["output"]["measured"]),
     }
     if goal is not None:
         kept = gap.difference >= -MOST_RETRIEVAL_LOSS or gap.within_two
