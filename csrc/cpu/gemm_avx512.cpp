@@ -229,14 +229,33 @@ TORCHCOINFER_AVX512 void gemm_pairs(const QuantMatrix& w, const Rows& x, const P
   }
 }
 
-TORCHCOINFER_AVX512_INLINE __m512 row_scale(const FloatRows&, int64_t) {
+// Scales of rows [m, m + 16), masked.
+TORCHCOINFER_AVX512_INLINE __m512 row_scales(const FloatRows&, int64_t, __mmask16) {
   return _mm512_set1_ps(1.f);
 }
-TORCHCOINFER_AVX512_INLINE __m512 row_scale(const PairRows&, int64_t) {
+TORCHCOINFER_AVX512_INLINE __m512 row_scales(const PairRows&, int64_t, __mmask16) {
   return _mm512_set1_ps(1.f);
 }
-TORCHCOINFER_AVX512_INLINE __m512 row_scale(const CodeRows& x, int64_t row) {
-  return _mm512_set1_ps(x.scales[row]);
+TORCHCOINFER_AVX512_INLINE __m512 row_scales(const CodeRows& x, int64_t m, __mmask16 mask) {
+  return _mm512_maskz_loadu_ps(mask, x.scales + m);
+}
+
+// Stores one block where neighboring rows, not columns, are neighbors in y (convolutions): 16 rows of a column at once.
+template <typename Rows>
+TORCHCOINFER_AVX512 void store_columns(const Rows& x, const float* sums, const Output& out, int64_t block) {
+  const __m512i steps = _mm512_mullo_epi32(_mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0),
+                                           _mm512_set1_epi32(static_cast<int>(COLUMNS)));
+  for (int64_t j = 0; j < BLOCK_N; ++j) {
+    const int64_t n = block * BLOCK_N + j;
+    if (n < out.first || n >= out.last) continue;
+    const __m512 bias = _mm512_set1_ps(out.bias ? out.bias[n] : 0.f);
+    for (int64_t m = 0; m < x.rows; m += 16) {
+      const __mmask16 mask = x.rows - m >= 16 ? 0xffff : static_cast<__mmask16>((1 << (x.rows - m)) - 1);
+      const __m512 column =
+          _mm512_mask_i32gather_ps(_mm512_setzero_ps(), mask, steps, sums + m * COLUMNS + j, sizeof(float));
+      store_lanes(_mm512_fmadd_ps(column, row_scales(x, m, mask), bias), out, n * out.column_stride + m, mask);
+    }
+  }
 }
 
 template <int BITS, typename Rows>
@@ -249,10 +268,16 @@ TORCHCOINFER_AVX512 void gemm_bits(const QuantMatrix& w, const Rows& x, const Ou
   for (int64_t block = begin; block < end; block += together) {
     const Pairs pairs{block, block + together < end ? block + together : end};
     gemm_pairs<BITS>(w, x, pairs, decoded.get(), sums.get());
+    if (out.row_stride == 1 && out.column_stride != 1) {
+      for (int64_t b = 0; b < pairs.end - block; ++b)
+        store_columns(x, sums.get() + b / BLOCKS * x.rows * COLUMNS + b % BLOCKS * BLOCK_N, out, block + b);
+      continue;
+    }
     for (int64_t m = 0; m < x.rows; ++m)
       for (int64_t b = 0; b < pairs.end - block; ++b) {
         const float* place = sums.get() + (b / BLOCKS * x.rows + m) * COLUMNS + b % BLOCKS * BLOCK_N;
-        store_sums(_mm512_mul_ps(_mm512_load_ps(place), row_scale(x, m)), out, m, block + b);
+        const __m512 scale = _mm512_broadcastss_ps(_mm512_castps512_ps128(row_scales(x, m, 1)));
+        store_sums(_mm512_mul_ps(_mm512_load_ps(place), scale), out, m, block + b);
       }
   }
 }
@@ -261,10 +286,11 @@ TORCHCOINFER_AVX512 void gemm_bits(const QuantMatrix& w, const Rows& x, const Ou
 
 void to_panels(const void* values, int64_t rows, int64_t lanes, int64_t begin, int64_t end, void* panels) {
   const RowTiles tiles(rows);
+  using Lane [[gnu::may_alias]] = uint32_t;
   for (int64_t i = begin; i < end; ++i) {
     const int64_t row = tiles.begin(i), height = tiles.begin(i + 1) - row;
-    const uint32_t* source = static_cast<const uint32_t*>(values) + row * lanes;
-    uint32_t* panel = static_cast<uint32_t*>(panels) + row * lanes;
+    const Lane* source = static_cast<const Lane*>(values) + row * lanes;
+    Lane* panel = static_cast<Lane*>(panels) + row * lanes;
     for (int64_t k = 0; k < lanes; ++k)
       for (int64_t m = 0; m < height; ++m) panel[k * height + m] = source[m * lanes + k];
   }

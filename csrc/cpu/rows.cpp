@@ -88,11 +88,12 @@ TORCHCOINFER_INLINE void codes_body(const SourceRows& x, const Segments& segment
   const int64_t padded = segments.tiles * TILE_K;
   for (int64_t m = begin; m < end; ++m) {
     convert(x, m, padded, row);
-    float lanes[LANES] = {};
+    float lanes[LANES] = {}, poison[LANES] = {};
     for (int64_t k = 0; k < padded; k += LANES)
       for (int j = 0; j < LANES; ++j) {
         const float size = __builtin_fabsf(row[k + j]);
         lanes[j] = size > lanes[j] ? size : lanes[j];
+        poison[j] += row[k + j] * 0.f;  // NaN where a value is NaN or infinite: so is then the whole row's result
       }
     const float largest = *std::max_element(lanes, lanes + LANES);
     const float inverse = largest > 0 ? CODE_TOP / largest : 0.f;
@@ -101,10 +102,11 @@ TORCHCOINFER_INLINE void codes_body(const SourceRows& x, const Segments& segment
     for (int64_t k = 0; k < padded; ++k) row[k] *= inverse;
     for (int64_t k = 0; k < padded; ++k) {
       const float rounded = row[k] + ROUND - ROUND;
-      const float low = rounded < -CODE_TOP ? -CODE_TOP : rounded;
+      const float low = rounded > -CODE_TOP ? rounded : -CODE_TOP;
       codes[k] = static_cast<int8_t>(static_cast<int32_t>(low > CODE_TOP ? CODE_TOP : low));
     }
     scales[m] = largest / CODE_TOP;
+    for (int j = 0; j < LANES; ++j) scales[m] += poison[j];
     segment_sums(codes, segments, sums + m * segments.count);
   }
 }

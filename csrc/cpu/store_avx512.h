@@ -19,6 +19,18 @@ TORCHCOINFER_AVX512_INLINE __m256i to_bfloat16(__m512 values) {
   return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_mask_mov_epi32(rounded, nan, quiet), 16));
 }
 
+// Up to 16 neighboring elements of y from index `place` on.
+TORCHCOINFER_AVX512_INLINE void store_lanes(__m512 values, const Output& out, int64_t place, __mmask16 mask) {
+  if (out.dtype == Dtype::float32) {
+    _mm512_mask_storeu_ps(static_cast<float*>(out.y) + place, mask, values);
+  } else {
+    const __m256i halves = out.dtype == Dtype::float16
+                               ? _mm512_cvtps_ph(values, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
+                               : to_bfloat16(values);
+    _mm256_mask_storeu_epi16(static_cast<uint16_t*>(out.y) + place, mask, halves);
+  }
+}
+
 TORCHCOINFER_AVX512_INLINE void store_sums(__m512 sums, const Output& out, int64_t row, int64_t block) {
   const int64_t n = block * BLOCK_N;
   if (out.column_stride != 1 || n < out.first) {
@@ -30,15 +42,7 @@ TORCHCOINFER_AVX512_INLINE void store_sums(__m512 sums, const Output& out, int64
   const int64_t columns = out.last - n;
   const __mmask16 mask = columns >= BLOCK_N ? 0xffff : static_cast<__mmask16>((1 << columns) - 1);
   if (out.bias) sums = _mm512_add_ps(sums, _mm512_maskz_loadu_ps(mask, out.bias + n));
-  const int64_t place = row * out.row_stride + n;
-  if (out.dtype == Dtype::float32) {
-    _mm512_mask_storeu_ps(static_cast<float*>(out.y) + place, mask, sums);
-  } else {
-    const __m256i halves = out.dtype == Dtype::float16
-                               ? _mm512_cvtps_ph(sums, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
-                               : to_bfloat16(sums);
-    _mm256_mask_storeu_epi16(static_cast<uint16_t*>(out.y) + place, mask, halves);
-  }
+  store_lanes(sums, out, row * out.row_stride + n, mask);
 }
 
 }  // namespace torchcoinfer::avx512
