@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -153,6 +154,12 @@ def make(name: str, seed: int = 0) -> nn.Module:
 
 def traced(name: str, model: nn.Module, workload: Workload | None = None) -> Traced:
     return trace(model, CASES[name].inputs(1, 6), dynamic_shapes=DYNAMIC.get(name), workload=workload)
+
+
+@functools.cache
+def traced_once(name: str, is_packed: bool) -> Traced:
+    """For tests that leave it as it is."""
+    return traced(name, packed(make(name)) if is_packed else make(name))
 
 
 def call(model: Callable, inputs: Any) -> Any:

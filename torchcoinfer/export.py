@@ -20,9 +20,11 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import sympy
 import torch
 from torch import Tensor, fx
 from torch.export import Dim, ExportedProgram
+from torch.utils._sympy.value_ranges import ValueRanges
 
 from torchcoinfer.errors import ArgumentError, ExportError
 from torchcoinfer.nn.callspec import InputSpec
@@ -144,6 +146,10 @@ def program(half: Half) -> ExportedProgram:
             "torch.export fixes sizes that vary in this half", got=f"input -> dims: {fixed}",
             remedy="export as 'torchscript', which has no such limit",
         )  # fmt: skip
+    for size, allowed in list(exported.range_constraints.items()):
+        # torch checks no lower bound of 2 (it means "not specialized"), but would check that of 4*s >= 8
+        if not isinstance(size, sympy.Symbol):
+            exported.range_constraints[size] = ValueRanges(0, allowed.upper)
     return exported
 
 

@@ -50,7 +50,7 @@ print(json.dumps({"errors": errors, "imported": ours}))
 
 def halves(name, bits=None, position=0.5):
     """A divided model of packed weights, and its graph."""
-    traced = zoo.traced(name, zoo.packed(zoo.make(name)))
+    traced = zoo.traced_once(name, is_packed=True)
     cuts = candidate_cuts(traced.graph)
     cut = cuts[2 + int(position * (len(cuts) - 3))]
     codable = {n for n in cut.tensors if traced.graph.tensors[n].leading_dims is not None}

@@ -1,7 +1,6 @@
 """``server(*device(x))`` is the model, bit for bit, at every candidate cut; each half holds what it needs."""
 
 import copy
-import functools
 import importlib.util
 import io
 import pathlib
@@ -15,8 +14,10 @@ from torch.utils import _pytree as pytree
 
 from torchcoinfer import ops
 from torchcoinfer.errors import ArgumentError, PlanError
+from torchcoinfer.runtime.session import Session
 from torchcoinfer.split import SIZES, split
-from torchcoinfer.theory.graph import candidate_cuts
+from torchcoinfer.theory.costs import float_bytes, header_bytes
+from torchcoinfer.theory.graph import candidate_cuts, lost_sizes
 from torchcoinfer.theory.plan import CutPlan
 from torchcoinfer.trace import trace
 
@@ -24,10 +25,9 @@ SWEPT = ["two_branches", "everything", "flattens", "resnet", "vit", "bert", "lla
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in zoo.CASES if name not in SWEPT]
 
 
-@functools.cache
 def traced_case(name):
     """Packed weights, as after compression; the recurrent and the attention leaves stay float."""
-    return zoo.traced(name, zoo.packed(zoo.make(name)))
+    return zoo.traced_once(name, is_packed=True)
 
 
 def assert_equal(got, expected):
@@ -77,7 +77,7 @@ def test_every_cut_is_exact_and_halves_hold_only_their_own(name):
 
 
 def test_a_size_that_no_tensor_carries_is_sent_without_bytes():
-    traced = zoo.traced("flattens", zoo.make("flattens"))
+    traced = zoo.traced_once("flattens", is_packed=False)
     by_name = {cut.name: cut for cut in candidate_cuts(traced.graph)}
     device, server = split(traced, by_name["/tanh.0#0"])
     x = torch.randn(3, 5, 8)
@@ -87,6 +87,20 @@ def test_a_size_that_no_tensor_carries_is_sent_without_bytes():
     assert device.cut_bytes == 6 * 8 * 4
     assert_equal(server(flat, sizes), traced(x))
     assert SIZES not in split(traced, by_name["second#0"])[1].input_names or by_name["second#0"].name
+
+
+def test_the_planner_counts_the_frame_of_lost_sizes():
+    traced = zoo.traced("flattens", zoo.make("flattens"))
+    counted = 0
+    for cut in candidate_cuts(traced.graph)[1:]:
+        device, server = split(traced, cut)
+        lost = lost_sizes(traced.graph, frozenset(cut.device), cut.tensors)
+        crossing = [traced.graph.tensors[name] for name in cut.tensors]
+        planned = sum(float_bytes(tensor.nbytes, len(tensor.shape)) for tensor in crossing)
+        planned += header_bytes(len(lost) + 1) if lost else 0
+        assert Session(device, server).run(*traced.sample).uplink_bytes == planned
+        counted += bool(lost)
+    assert counted
 
 
 def first_coded(traced, bits):

@@ -28,8 +28,8 @@ from torchcoinfer.theory.plan import CutPlan, Plan
 EMPTY = dict.fromkeys(("resources", "predicted", "bounds", "optimality", "provenance", "budget"), {})
 
 
-def divided(name, packed=True, bits=None):
-    traced = zoo.traced(name, zoo.packed(zoo.make(name)) if packed else zoo.make(name))
+def divided(name, bits=None):
+    traced = zoo.traced_once(name, is_packed=True)
     cuts = candidate_cuts(traced.graph)
     cut = cuts[len(cuts) // 2]
     codable = {n for n in cut.tensors if traced.graph.tensors[n].leading_dims is not None}
