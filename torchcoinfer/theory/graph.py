@@ -29,6 +29,7 @@ class Tensor:
     dtype: str  # "float32", "int64", ...
     nbytes: int
     leading_dims: int | None = None  # dims that keep their place when coded; None: not known to be codable
+    sizes: tuple[str, ...] = ()  # the varying ones among its sizes, as expressions
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,9 @@ class Unit:
     flops: float  # multiply and add counted as two
     layer: str | None = None  # the Layer whose weight this unit reads
     parameters: tuple[str, ...] = ()  # names in Graph.parameters that it reads (layer weights left out)
+    sizes: tuple[
+        tuple[str, str], ...
+    ] = ()  # (tensor, expression): sizes of tensors that it reads no value of
 
 
 @dataclass(frozen=True)
@@ -129,6 +133,19 @@ def crossing_tensors(graph: Graph, device: frozenset[str]) -> tuple[str, ...]:
     made = {name for unit in server for name in unit.outputs}
     here = [*graph.inputs, *(name for unit in graph.units if unit.name in device for name in unit.outputs)]
     return tuple(dict.fromkeys(name for name in here if name in wanted and name not in made))
+
+
+def lost_sizes(graph: Graph, device: frozenset[str], tensors: Iterable[str]) -> tuple[str, ...]:
+    """Sizes that the server reads off tensors of the device and that no crossing tensor has.
+
+    They are sent as the shape of one more tensor, without elements: a frame's header.
+    """
+    server = [unit for unit in graph.units if unit.name not in device]
+    crossing = set(tensors)
+    there = crossing | {name for unit in server for name in unit.outputs}
+    known = {size for name in crossing for size in graph.tensors[name].sizes}
+    read = (pair for unit in server for pair in unit.sizes)
+    return tuple(dict.fromkeys(size for name, size in read if name not in there and size not in known))
 
 
 def make_cut(graph: Graph, device: frozenset[str]) -> Cut:

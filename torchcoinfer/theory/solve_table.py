@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from torchcoinfer.theory.graph import Cut, peak_activation_bytes
+from torchcoinfer.theory.costs import header_bytes
+from torchcoinfer.theory.graph import Cut, lost_sizes, peak_activation_bytes
 from torchcoinfer.theory.solve_problem import Problem, choose_cuts
 
 ROWS = (
@@ -152,6 +153,8 @@ def _cut_constants(problem: Problem, cuts: tuple[Cut, ...], on_device: np.ndarra
         there = [u for u in graph.units if u.name not in device]
         for units, column in ((here, DB), (there, SB)):
             constant[c, column] += sum(graph.parameters[n] for n in {n for u in units for n in u.parameters})
+        lost = lost_sizes(graph, frozenset(device), cut.tensors)
+        constant[c, WIRE] += header_bytes(len(lost) + 1) if lost else 0
         bits[c] = 8.0 * constant[c, DB]
         numel[c] = sum(graph.parameter_numel[n] for n in {n for u in here for n in u.parameters})
         numel[c] += sum(layers[name] for name in {u.layer for u in here if u.layer is not None})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import sympy
 import torch
@@ -89,7 +89,26 @@ class GraphBuilder:
             flops=self._layer_flops(unit, layer) if layer else sum(flops),
             layer=layer.name if layer else None,
             parameters=tuple(name for name in stored if name not in self.stored),
+            sizes=self._sizes_read(reads),
         )
+
+    def _sizes_read(self, reads: list[fx.Node]) -> tuple[tuple[str, str], ...]:
+        """(tensor, expression) of every varying size behind what a unit reads."""
+        found: dict[tuple[str, str], None] = {}
+        stack, seen = [node for node in reads if node in self.free], set()
+        while stack:
+            node = stack.pop()
+            if node in seen:
+                continue
+            seen.add(node)
+            if node.target is _SIZE:
+                source = self.name_of.get(
+                    node.args[0], ""
+                )  # a free tensor has no name: its size must be found
+                found.update(dict.fromkeys((source, size) for size in _varying([node.meta["val"]])))
+            else:
+                stack.extend(read for read in node.all_input_nodes if read in self.free)
+        return tuple(found)
 
     def _layer_flops(self, unit: UnitNodes, layer: planner.Layer) -> float:
         """From the weight's shape, so that packed and float layers count the same."""
@@ -126,6 +145,7 @@ class GraphBuilder:
             dtype_name(value.dtype),
             math.prod(shape) * value.element_size(),
             coded_leading_dims(value),
+            tuple(_varying(value.shape)),
         )
 
 
@@ -147,6 +167,15 @@ def coded_leading_dims(value: Tensor) -> int | None:
     if value.dim() < 4 or not all(static[1:]):
         return value.dim() - 1
     return 2 if value.shape[2:].numel() >= 64 else 1
+
+
+def _varying(sizes: Iterable[int | torch.SymInt]) -> list[str]:
+    """The expressions of sizes that are not constants."""
+    return [
+        str(size.node.expr)
+        for size in sizes
+        if isinstance(size, torch.SymInt) and not size.node.expr.is_number
+    ]
 
 
 def symbolic_shape(value: Tensor) -> tuple[int | torch.SymInt, ...]:
