@@ -68,7 +68,7 @@ class Hessian:
         mean = float(moments.diagonal().double().mean())
         self._drift = None if cross is None or mean <= 0 else (cross - moments).float().div_(mean)
         if mean > 0:
-            self._matrix = ((moments + moments.T).double().div_(2 * mean)).detach()
+            self._matrix = (moments + moments.T).detach().double().div_(2 * mean)
         else:  # no input ever reached the layer: all columns alike
             self._matrix = torch.eye(len(moments), dtype=torch.float64, device=moments.device)
         self._damping = damping
@@ -110,18 +110,20 @@ class Hessian:
         key = (group_size, sort_across)
         if key not in self._factors:
             order, units = _order(self._matrix.diagonal(), group_size, sort_across)
-            matrix = self._matrix[order][:, order]
-            eye = torch.eye(self.columns, dtype=torch.float64, device=matrix.device)
-            damping = self._damping
+            damped = self._matrix[order[:, None], order]
+            damping, added = self._damping, 0.0
             while True:
-                damped = matrix + damping * eye
+                damped.diagonal().add_(damping - added)
                 lower, failed = torch.linalg.cholesky_ex(damped.flip(0, 1))
                 if not int(failed):
                     break
-                damping *= 10
+                damping, added = 10 * damping, damping
+            kept = damped.float()
+            del damped  # float64 matrices are the peak of compression's memory
             # damped = R Rᵀ, R upper triangular (lower, reversed both ways): U = R⁻¹, no inverse is factorized
-            upper = torch.linalg.solve_triangular(lower.flip(0, 1), eye, upper=True)
-            self._factors[key] = Factor(damped.float(), upper.float(), order, units)
+            eye = torch.eye(self.columns, device=kept.device)
+            upper = torch.linalg.solve_triangular(lower.float().flip(0, 1), eye, upper=True)
+            self._factors[key] = Factor(kept, upper, order, units)
         return self._factors[key]
 
 

@@ -64,8 +64,7 @@ def obs(
     values, scales, zeros, masks = (torch.cat(p) if p[0] is not None else None for p in zip(*parts))
     if option.bits >= 16:
         return float_survivors(values * storable.unit, masks, option)
-    codes = values.to(torch.uint8)
-    return Quantized(codes, storable.store(scales), None if option.symmetric else zeros, masks, option)
+    return Quantized(values, storable.store(scales), None if option.symmetric else zeros, masks, option)
 
 
 def _as_list(hessian: Tensor | Hessian | Sequence[Hessian]) -> list[Hessian]:
@@ -100,7 +99,7 @@ def _compress_rows(
     zeros = columns.zeros.T.contiguous()
     if not float_values:
         group_of = torch.arange(width, device=weight.device) // (option.group_size or width)
-        codes += zeros[:, group_of]
+        codes = codes.add_(zeros[:, group_of]).to(torch.uint8)
     return codes, columns.scales.T.contiguous(), zeros.to(torch.uint8), mask
 
 
