@@ -6,6 +6,7 @@ import warnings
 import pytest
 import torch
 from torch import nn
+from transformers import BertConfig, BertModel
 from zoo import TwoBranches
 
 import torchcoinfer as tci
@@ -169,3 +170,39 @@ def test_convolutions_and_embeddings_are_compressed_too():
     )  # fmt: skip
     assert {row.bits for row in result.plan.layers.values()} <= {3, 4, 8}
     assert result.plan.predicted["device_bits_per_weight"] <= 8.0
+
+
+def test_a_hugging_face_model_gives_its_own_output_structure():
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64
+    )
+    bert = BertModel(config).eval()
+    generator = torch.Generator().manual_seed(1)
+    data = [
+        {
+            "input_ids": torch.randint(0, 50, (4, length), generator=generator),
+            "attention_mask": (torch.arange(length) < torch.tensor([[length], [3], [length], [5]])).long(),
+        }
+        for length in (6, 9, 7, 12, 8, 10)
+    ]
+    result = tci.compress_and_split(
+        bert, tci.Budget(device_bits_per_weight=14.0, uplink=4000.0), data[0], calibration=data,
+        search=tci.Search(**BITS, cut="encoder.layer.0.output.LayerNorm#0"), **PRESETS,
+    )  # fmt: skip
+    output, wanted = result(**data[3]), bert(**data[3])
+    assert type(output) is type(wanted) and list(output) == list(wanted)
+    kept = data[3]["attention_mask"].bool()
+    error = (output.last_hidden_state - wanted.last_hidden_state)[kept].square().sum()
+    assert error < 0.1 * wanted.last_hidden_state[kept].square().sum()
+    assert result.session.run(**data[0]).uplink_bytes <= 4000
+
+
+def test_int8_activations_are_scored_and_applied(model):
+    search = tci.Search(bits=(8,), group_sizes=(32,), formats=("int",), activation_bits=(8,), cut="device")
+    result = compress(model, tci.Budget(device_bits_per_weight=20.0), search=search)
+    coded = [row for row in result.plan.layers.values() if row.activation_bits == 8]
+    assert coded and all(row.predicted > 0 for row in coded)
+    x = batches(1, 3)[0]
+    error = (result(x) - model(x)).square().sum() / model(x).square().sum()
+    assert 0 < error < 0.01
