@@ -134,15 +134,35 @@ def test_all_scale_and_bias_dtypes(isa):
             assert torch.allclose(ours, reference, rtol=1e-5, atol=1e-4)
 
 
-def test_non_finite_activations_stay_in_their_row(isa):
+@pytest.mark.parametrize("activation_bits", [0, 8])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_many_rows_and_blocks(isa, dtype, activation_bits):
+    """Enough to be cut into parts of rows, row tiles and groups of block pairs."""
+    M, N, K = 500, 530, 600
+    buffers = quantized(N, K, 4, 128, False)
+    x, bias = torch.randn(M, K).to(dtype), torch.randn(N)
+    y = ops.quant_linear(x, *buffers, bias, 4, 128, N, activation_bits).double()
+    weight = ops.dequantize(*buffers, 4, 128, N, K, torch.float32).double()
+    rows = x.float()
+    if activation_bits == 8:
+        codes, scale = quantize_rows(rows)
+        rows = codes * scale
+    allowed = tolerance(rows, buffers, bias, 4, 128, N, dtype) * 1.01
+    assert ((y - rows.double() @ weight.T - bias.double()).abs() <= allowed).all()
+
+
+@pytest.mark.parametrize("activation_bits", [0, 8])
+@pytest.mark.parametrize("rows", [3, 6])
+def test_non_finite_activations_stay_in_their_row(isa, rows, activation_bits):
     buffers = quantized(20, 64, 4, 32, False)
-    x = torch.randn(6, 64)
-    clean = ops.quant_linear(x, *buffers, None, 4, 32, 20)
-    x[2, 5] = torch.nan
-    y = ops.quant_linear(x, *buffers, None, 4, 32, 20)
-    assert y[2].isnan().all()
-    keep = [0, 1, 3, 4, 5]
-    assert torch.equal(y[keep], clean[keep])
+    x = torch.randn(rows, 64)
+    clean = ops.quant_linear(x, *buffers, None, 4, 32, 20, activation_bits)
+    for value in (torch.nan, torch.inf):
+        x[1, 5] = value
+        y = ops.quant_linear(x, *buffers, None, 4, 32, 20, activation_bits)
+        assert not y[1].isfinite().any()
+        keep = [m for m in range(rows) if m != 1]
+        assert torch.equal(y[keep], clean[keep])
 
 
 def call(**changes):
