@@ -130,5 +130,6 @@ def test_an_answer_for_the_server_is_sent_up_from_the_device():
     assert plan.cut.tensors == ()
     here = solve(build(search=Search(cut="device")))
     assert here.predicted["uplink_bytes"] == 0.0
+    assert (here.resources["transmit_w"], plan.resources["transmit_w"]) == (0.0, 0.5)
     sent = 8 * float_bytes(8192, 3) / 1e7
     assert plan.predicted["latency_s"] == pytest.approx(here.predicted["latency_s"] + sent + 2.5e-3, rel=1e-9)

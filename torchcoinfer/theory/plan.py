@@ -122,7 +122,7 @@ class Plan:
     """Everything that was decided, and what was predicted of it.
 
     Attributes:
-        resources: device_hz, server_hz, transmit_w.
+        resources: device_hz, server_hz, transmit_w (0 when nothing is sent).
         predicted: latency_s (with its parts device_s, link_s, server_s), energy_j, server_energy_j,
             total_energy_j, device_bytes, server_bytes, uplink_bytes, distortion, device_bits_per_weight;
             ``basis``: name -> "measured" | "estimated".

@@ -81,8 +81,10 @@ def make_plan(table: Table, chosen: Solution, best: Solution) -> Plan:
     return Plan(
         layers=layers,
         cut=CutPlan(cut.name, sent),
-        resources={"device_hz": state.device_hz, "server_hz": state.server_hz,
-        "transmit_w": state.transmit_w},
+        resources={
+            "device_hz": state.device_hz, "server_hz": state.server_hz,
+            "transmit_w": state.transmit_w if chosen.rows["uplink"] > 0 else 0.0,
+        },
         predicted=predicted,
         bounds={},
         optimality={
