@@ -41,7 +41,7 @@ class BlockReader {
       masks_ = w_.masks + start;
     }
     taken_ = next_;
-    for (int64_t i = 0; i < words; ++i) next_ += __builtin_popcountll(masks_[i]);
+    next_ += spread_.count(masks_, words);
     return next_ <= chunks_ * CHUNK;
   }
   const uint64_t* masks() const {
@@ -189,8 +189,13 @@ bool multiply_floats(const SparseCall& call, const FloatRows& x, const ParallelF
           sound = false;
           return;
         }
+        const float* columns = x.values + t * TILE_K;
+        if (spread.few && x.rows <= FEW_ROWS) {
+          spread.few(reader.floats(), w.value_dtype, reader.masks(), words, columns, x.stride, x.rows, sums.get());
+          continue;
+        }
         spread.floats(reader.floats(), w.value_dtype, reader.masks(), words, places.get());
-        spread.multiply(places.get(), words, x.values + t * TILE_K, x.stride, x.rows, sums.get());
+        spread.multiply(places.get(), words, columns, x.stride, x.rows, sums.get());
       }
       if (!reader.complete()) sound = false;
       for (int64_t m = 0; m < x.rows; ++m) {

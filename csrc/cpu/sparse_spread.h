@@ -11,9 +11,12 @@
 
 namespace torchcoinfer {
 
+constexpr int64_t FEW_ROWS = 4;
 constexpr int64_t SURVIVOR_SLACK = 64;  // elements that may be read beyond the last survivor of a window
 
 struct Spread {
+  // bits set; words are a multiple of TILE_GROUPS here and in `masks`
+  int64_t (*count)(const uint64_t* masks, int64_t words);
   // masks[w] of group w from 8 index bytes each (2:4)
   void (*masks)(const uint8_t* index, int64_t words, uint64_t* masks);
   // `count` chunks to codes + shift, 64 each
@@ -22,6 +25,9 @@ struct Spread {
   int64_t (*bytes)(const uint8_t* survivors, const uint64_t* masks, int64_t words, const uint8_t* filler,
                    uint8_t* places);
   int64_t (*floats)(const void* survivors, Dtype dtype, const uint64_t* masks, int64_t words, float* places);
+  // `floats` and `multiply` in one step for up to FEW_ROWS rows, without places; nullptr where there is none
+  void (*few)(const void* survivors, Dtype dtype, const uint64_t* masks, int64_t words, const float* x, int64_t stride,
+              int64_t rows, float* sums);
   // sums[m][4 * n + i] += sum over the words of places[w][4 * n + i] * x[m][4 * w + i]
   void (*multiply)(const float* places, int64_t words, const float* x, int64_t stride, int64_t rows, float* sums);
 };

@@ -32,6 +32,12 @@ struct Table {
 };
 constexpr Table TABLE;
 
+TORCHCOINFER_AVX2 int64_t count(const uint64_t* masks, int64_t words) {
+  int64_t total = 0;
+  for (int64_t w = 0; w < words; ++w) total += __builtin_popcountll(masks[w]);
+  return total;
+}
+
 TORCHCOINFER_AVX2 int64_t bytes(const uint8_t* survivors, const uint64_t* masks, int64_t words, const uint8_t* filler,
                                 uint8_t* places) {
   const uint8_t* next = survivors;
@@ -105,7 +111,7 @@ void masks(const uint8_t* index, int64_t words, uint64_t* masks) {
 
 }  // namespace
 
-const Spread SPREAD_AVX2 = {masks, unpack, bytes, floats, multiply};
+const Spread SPREAD_AVX2 = {count, masks, unpack, bytes, floats, nullptr, multiply};
 
 }  // namespace torchcoinfer
 

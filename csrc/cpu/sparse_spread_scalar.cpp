@@ -7,6 +7,12 @@
 namespace torchcoinfer {
 namespace {
 
+int64_t count(const uint64_t* masks, int64_t words) {
+  int64_t total = 0;
+  for (int64_t w = 0; w < words; ++w) total += __builtin_popcountll(masks[w]);
+  return total;
+}
+
 void masks(const uint8_t* index, int64_t words, uint64_t* masks) {
   for (int64_t w = 0; w < words; ++w) masks[w] = index_mask(index + 8 * w, 0);
 }
@@ -55,6 +61,6 @@ void multiply(const float* places, int64_t words, const float* x, int64_t stride
 
 }  // namespace
 
-const Spread SPREAD_SCALAR = {masks, unpack, bytes, floats, multiply};
+const Spread SPREAD_SCALAR = {count, masks, unpack, bytes, floats, nullptr, multiply};
 
 }  // namespace torchcoinfer
