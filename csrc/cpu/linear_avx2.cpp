@@ -102,29 +102,41 @@ TORCHCOINFER_AVX2_INLINE GroupValues load_group(const QuantMatrix& w, int64_t pl
   return group;
 }
 
-template <int ROWS>
+// WAYS sums a row are added to in turn: with few rows, one alone would wait for its own latency.
+template <int ROWS, int WAYS>
 TORCHCOINFER_AVX2 void multiply_floats(const float* decoded, const float* x, int64_t stride, int64_t columns,
                                        float* parts) {
-  __m256 sums[ROWS][2];
+  __m256 sums[ROWS][WAYS][2];
 #pragma GCC unroll 6
-  for (int m = 0; m < ROWS; ++m) {
-    sums[m][0] = _mm256_load_ps(parts + m * BLOCK_N);
-    sums[m][1] = _mm256_load_ps(parts + m * BLOCK_N + HALF);
-  }
-  for (int64_t k = 0; k < columns; ++k) {
-    const __m256 left = _mm256_load_ps(decoded + k * BLOCK_N), right = _mm256_load_ps(decoded + k * BLOCK_N + HALF);
+  for (int m = 0; m < ROWS; ++m)
+#pragma GCC unroll 2
+    for (int h = 0; h < 2; ++h) {
+      sums[m][0][h] = _mm256_load_ps(parts + m * BLOCK_N + HALF * h);
+#pragma GCC unroll 4
+      for (int i = 1; i < WAYS; ++i) sums[m][i][h] = _mm256_setzero_ps();
+    }
+  for (int64_t k = 0; k < columns; k += WAYS) {
+#pragma GCC unroll 4
+    for (int i = 0; i < WAYS; ++i) {
+      const __m256 left = _mm256_load_ps(decoded + (k + i) * BLOCK_N);
+      const __m256 right = _mm256_load_ps(decoded + (k + i) * BLOCK_N + HALF);
 #pragma GCC unroll 6
-    for (int m = 0; m < ROWS; ++m) {
-      const __m256 lane = _mm256_set1_ps(x[m * stride + k]);
-      sums[m][0] = _mm256_fmadd_ps(left, lane, sums[m][0]);
-      sums[m][1] = _mm256_fmadd_ps(right, lane, sums[m][1]);
+      for (int m = 0; m < ROWS; ++m) {
+        const __m256 lane = _mm256_set1_ps(x[m * stride + k + i]);
+        sums[m][i][0] = _mm256_fmadd_ps(left, lane, sums[m][i][0]);
+        sums[m][i][1] = _mm256_fmadd_ps(right, lane, sums[m][i][1]);
+      }
     }
   }
 #pragma GCC unroll 6
-  for (int m = 0; m < ROWS; ++m) {
-    _mm256_store_ps(parts + m * BLOCK_N, sums[m][0]);
-    _mm256_store_ps(parts + m * BLOCK_N + HALF, sums[m][1]);
-  }
+  for (int m = 0; m < ROWS; ++m)
+#pragma GCC unroll 2
+    for (int h = 0; h < 2; ++h) {
+      __m256 sum = sums[m][0][h];
+#pragma GCC unroll 4
+      for (int i = 1; i < WAYS; ++i) sum = _mm256_add_ps(sum, sums[m][i][h]);
+      _mm256_store_ps(parts + m * BLOCK_N + HALF * h, sum);
+    }
 }
 
 // u8 codes times s8 activations. vpmaddubsw saturates at 16 bits: 2 * 63 * 127 fits, 8-bit codes go as |code - 128|
@@ -168,12 +180,15 @@ TORCHCOINFER_AVX2 void multiply_codes(const uint8_t* decoded, const int8_t* x, i
 using MultiplyFloats = void (*)(const float*, const float*, int64_t, int64_t, float*);
 constexpr MultiplyFloats MULTIPLY_FLOATS[FLOAT_ROWS + 1] = {
     nullptr,
-    multiply_floats<1>,
-    multiply_floats<2>,
-    multiply_floats<3>,
-    multiply_floats<4>,
-    multiply_floats<5>,
-    multiply_floats<6>,
+    multiply_floats<1, 1>,
+    multiply_floats<2, 1>,
+    multiply_floats<3, 1>,
+    multiply_floats<4, 1>,
+    multiply_floats<5, 1>,
+    multiply_floats<6, 1>,
+};
+constexpr MultiplyFloats MULTIPLY_FEW_FLOATS[GEMV_ROWS + 1] = {
+    nullptr, multiply_floats<1, 4>, multiply_floats<2, 2>, multiply_floats<3, 2>, multiply_floats<4, 1>,
 };
 
 using MultiplyCodes = void (*)(const uint8_t*, const int8_t*, int64_t, int64_t, int32_t*);
@@ -214,8 +229,8 @@ TORCHCOINFER_AVX2 void add_code_segment(const QuantMatrix& w, const CodeRows& x,
 }
 
 template <int BITS>
-TORCHCOINFER_AVX2 void float_block(const QuantMatrix& w, const FloatRows& x, int64_t block, float* decoded,
-                                   float* parts, float* sums) {
+TORCHCOINFER_AVX2 void float_block(const QuantMatrix& w, const FloatRows& x, const MultiplyFloats* multiply,
+                                   int64_t block, float* decoded, float* parts, float* sums) {
   const Segments segments(w.K, w.group_size);
   std::memset(sums, 0, x.rows * BLOCK_N * sizeof(float));
   for (int64_t s = 0; s < segments.count; ++s) {
@@ -227,8 +242,8 @@ TORCHCOINFER_AVX2 void float_block(const QuantMatrix& w, const FloatRows& x, int
                             decoded + i * TILE_K * BLOCK_N);
       for (int64_t m = 0; m < x.rows; m += FLOAT_ROWS) {
         const int64_t rows = x.rows - m < FLOAT_ROWS ? x.rows - m : FLOAT_ROWS;
-        MULTIPLY_FLOATS[rows](decoded, x.values + m * x.stride + t * TILE_K, x.stride, count * TILE_K,
-                              parts + m * BLOCK_N);
+        multiply[rows](decoded, x.values + m * x.stride + t * TILE_K, x.stride, count * TILE_K,
+                       parts + m * BLOCK_N);
       }
     }
     add_float_segment(w, x, segments, s, block, parts, sums);
@@ -257,7 +272,8 @@ TORCHCOINFER_AVX2 void code_block(const QuantMatrix& w, const CodeRows& x, int64
   }
 }
 
-using FloatBlock = void (*)(const QuantMatrix&, const FloatRows&, int64_t, float*, float*, float*);
+using FloatBlock = void (*)(const QuantMatrix&, const FloatRows&, const MultiplyFloats*, int64_t, float*, float*,
+                            float*);
 using CodeBlock = void (*)(const QuantMatrix&, const CodeRows&, int64_t, uint8_t*, int32_t*, float*);
 constexpr FloatBlock FLOAT_BLOCK[9] = {nullptr,        nullptr,        float_block<2>, float_block<3>, float_block<4>,
                                        float_block<5>, float_block<6>, nullptr,        float_block<8>};
@@ -270,11 +286,11 @@ constexpr CodeBlock CODE_BLOCK[9] = {nullptr,       nullptr,       code_block<2>
 namespace torchcoinfer {
 
 TORCHCOINFER_LINEAR_KERNEL(linear_float_avx2, FloatRows) {
-  (void)few;
+  const avx2::MultiplyFloats* multiply = few ? avx2::MULTIPLY_FEW_FLOATS : avx2::MULTIPLY_FLOATS;
   const Buffer<float> decoded(avx2::CHUNK_TILES * TILE_K * BLOCK_N);
   const Buffer<float> parts(x.rows * BLOCK_N), sums(x.rows * BLOCK_N);
   for (int64_t block = begin; block < end; ++block) {
-    avx2::FLOAT_BLOCK[w.bits](w, x, block, decoded.get(), parts.get(), sums.get());
+    avx2::FLOAT_BLOCK[w.bits](w, x, multiply, block, decoded.get(), parts.get(), sums.get());
     for (int64_t m = 0; m < x.rows; ++m) store_row(sums.get() + m * BLOCK_N, out, m, block);
   }
 }
