@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from torchcoinfer import ops
 from torchcoinfer.errors import ArgumentError
@@ -17,6 +18,17 @@ FORMATS = ("2:4", "bitmap")
 def check_format(owner: str, name: str) -> None:
     if name not in FORMATS:
         raise ArgumentError(f"{owner}: format", got=repr(name), expected=f"one of {FORMATS}")
+
+
+def check_two_of_four(owner: str, mask: Tensor) -> None:
+    of_four = functional.pad(mask, (0, -mask.shape[1] % 4)).unflatten(1, (-1, 4)).sum(-1)
+    if int(of_four.max()) > 2:
+        raise ArgumentError(
+            f"{owner}: mask",
+            got=f"{int(of_four.max())} of 4 consecutive columns kept",
+            expected="at most 2 of 4 in format '2:4'",
+            remedy="prune to 2:4, or use format 'bitmap'",
+        )
 
 
 class SparsePacked(PackedModule):
@@ -65,6 +77,7 @@ class SparsePacked(PackedModule):
     def _pack(self, weight: Tensor, mask: Tensor) -> None:
         """Fills the storage; weight [N, K] float, or codes whose pruned places hold the zero point."""
         if self.sparsity_format == "2:4":
+            check_two_of_four(type(self).__name__, mask)
             self.index, self.values = ops.sparse24_pack(weight, mask, self.bits)
         else:
             self.mask, self.offsets, self.values = ops.bitmap_pack(weight, mask, self.bits)
