@@ -63,7 +63,7 @@ def check_mask(op: str, values: Tensor, mask: Tensor, bits: int) -> None:
     """Raises ArgumentError unless the arguments of a sparse pack op agree."""
     if bits:
         check_format(op, bits)
-    if values.dtype.is_floating_point == bool(bits) or (bits and values.dtype != torch.uint8):
+    if values.dtype not in ((torch.uint8,) if bits else (torch.float32, torch.bfloat16, torch.float16)):
         expected = "uint8 codes" if bits else "float32, bfloat16 or float16"
         raise ArgumentError(f"torchcoinfer::{op}: argument 'values'", got=values.dtype, expected=expected)
     if mask.dtype != torch.bool:
