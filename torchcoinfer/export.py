@@ -44,8 +44,7 @@ def export_halves(
         ArgumentError, ExportError: as :func:`export`; no file is left of a half that fails.
     """
     suffix = _format(format)[1]
-    folder = Path(path)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = _folder(path)
     return (
         export(device, folder / f"device{suffix}", format),
         export(server, folder / f"server{suffix}", format),
@@ -71,8 +70,7 @@ def export(half: Half, path: str | Path, format: str = "torchscript") -> Path:
             "only halves can be exported", got=type(half).__name__, expected="a DeviceHalf or a ServerHalf",
             remedy="export(result.device, ...), or result.export(folder)",
         )  # fmt: skip
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = _folder(Path(path).parent) / Path(path).name
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as scratch:
         unfinished = Path(scratch) / f"half{suffix}"
         try:
@@ -92,13 +90,24 @@ def export(half: Half, path: str | Path, format: str = "torchscript") -> Path:
     return path
 
 
+def _folder(path: str | Path) -> Path:
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except (OSError, TypeError) as error:
+        raise ExportError(
+            "the folder to export to cannot be made", got=f"{path!r}: {error}",
+            expected="a folder, or a path where one can be made", remedy="choose another path",
+        ) from error  # fmt: skip
+    return Path(path)
+
+
 def _format(name: str) -> tuple[Callable[[Half, Path], None], str]:
     formats = {
         "torchscript": (_write_torchscript, ".pt"),
         "pt2": (_write_pt2, ".pt2"),
         "aoti": (_write_aoti, ".pt2"),
     }
-    if name not in formats:
+    if not isinstance(name, str) or name not in formats:
         raise ArgumentError("unknown export format", got=repr(name), expected=" | ".join(formats))
     return formats[name]
 

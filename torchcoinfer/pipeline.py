@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from torchcoinfer.calibrate import Statistics, calibrate, split_validation
@@ -26,11 +27,13 @@ from torchcoinfer.theory.graph import candidate_cuts
 from torchcoinfer.theory.plan import Plan
 from torchcoinfer.theory.solve import build_problem, solve
 from torchcoinfer.trace import Traced, trace
+from torchcoinfer.trace.layers import layer_kind
 
 CERTIFICATION_ROUNDS = 3  # plans that Budget(certified_distortion=...) may try, each certified at alpha / 3
 TIGHTENING = 0.8  # the next plan aims this much below what the last certificate asks for
 
 
+@torch.inference_mode(False)  # within it gradients, and so all distortions, would be silently wrong
 def compress_and_split(
     model: nn.Module,
     budget: Budget,
@@ -78,6 +81,7 @@ def compress_and_split(
     return _certified(run, budget)
 
 
+@torch.inference_mode(False)
 def apply_plan(
     model: nn.Module,
     plan: Plan,
@@ -104,6 +108,8 @@ def apply_plan(
             "the plan was made for another model", got=f"model hash {own}",
             expected=str(plan.provenance.get("model_hash")), remedy="plan this model with compress_and_split",
         )  # fmt: skip
+    if search is not None:
+        _check_search(search, None)
     search = search or Search(alpha=plan.provenance.get("alpha", 0.1), seed=plan.provenance.get("seed", 0))
     examples = default_inputs(model) if example_inputs is None else example_inputs
     data = _Data.of(examples, calibration, validation, search.seed)
@@ -225,6 +231,30 @@ def _check_model(model: Any) -> None:
         raise ArgumentError(
             "model", got=type(model).__name__, expected="an nn.Module", remedy="pass the model itself"
         )
+    if any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers())):
+        raise ArgumentError(
+            "the model was made under torch.inference_mode, which leaves its tensors without gradients",
+            got=type(model).__name__, remedy="make or load the model outside of inference_mode",
+        )  # fmt: skip
+    if layer_kind(model) is not None:
+        raise ArgumentError(
+            "the model is itself a layer, and a layer is replaced inside its model", got=type(model).__name__,
+            expected="a module that holds layers", remedy="wrap it: nn.Sequential(model)",
+        )  # fmt: skip
+
+
+def _check_search(search: Search, sides: tuple[DeviceProfile, ...] | None) -> None:
+    """``sides`` are the device's and the server's profile; None: no cost is asked for."""
+    if not isinstance(search, Search):
+        raise ArgumentError(
+            "search", got=type(search).__name__, expected="a Search", remedy="pass torchcoinfer.Search(...)"
+        )
+    if sides and search.costs == "measured" and all(side.basis != "measured" for side in sides):
+        raise ArgumentError(
+            "Search(costs='measured') times layers on this machine, and neither side is this machine",
+            got=f"device {sides[0].name!r}, server {sides[1].name!r}", expected="'local' on one side",
+            remedy="pass device='local' or server='local', or leave costs out",
+        )  # fmt: skip
 
 
 def _prepare(
@@ -233,16 +263,22 @@ def _prepare(
 ) -> _Run:  # fmt: skip
     """Checks everything that is cheap to check first, then traces, calibrates and scores."""
     _check_model(model)
-    for value, kind in ((budget, Budget), (search, Search), (workload or Workload(), Workload)):
+    for value, kind in ((budget, Budget), (workload or Workload(), Workload)):
         if not isinstance(value, kind):
             raise ArgumentError(
                 kind.__name__.lower(), got=type(value).__name__, expected=f"a {kind.__name__}",
                 remedy=f"pass torchcoinfer.{kind.__name__}(...)",
             )  # fmt: skip
     profiles = device_profile(device), server_profile(server), link_profile(link)
+    _check_search(search, profiles[:2])
     examples = default_inputs(model) if examples is None else examples
     data = _Data.of(examples, calibration, validation, search.seed)
     traced = trace(model, examples, dynamic_shapes=dynamic_shapes, workload=workload)
+    if not traced.graph.units:
+        raise ArgumentError(
+            "the model computes nothing: there is nothing to choose or to cut", got=type(model).__name__,
+            remedy="pass a model that computes its output from its inputs",
+        )  # fmt: skip
     statistics = _statistics(traced, data, search, progress)
     judged = reference(traced, statistics, data.validation) if data.validation else None
     table = curves.nearest_curves(traced, statistics, search, progress=progress)
@@ -332,15 +368,21 @@ def _certified(run: _Run, budget: Budget) -> Result:
         )  # fmt: skip
     attempt, best = budget, None
     for _ in range(CERTIFICATION_ROUNDS):
-        result = run.applied(run.planned(attempt), CERTIFICATION_ROUNDS)
+        try:
+            result = run.applied(run.planned(attempt), CERTIFICATION_ROUNDS)
+        except InfeasibleBudget:
+            if best is None:
+                raise
+            break  # no plan of the caller's other rows has as little distortion as the next round aims at
         certified = result.plan.bounds["output"]["certified"]["value"]
         if certified <= ceiling:
             return result
-        best = certified if best is None else min(best, certified)
+        if best is None or certified < best:
+            best, of_best = certified, attempt
         target = result.plan.predicted["distortion"] * ceiling / certified * TIGHTENING
         attempt = replace(budget, distortion=min(target, budget.distortion or target))
     raise InfeasibleBudget(
         f"no plan of {CERTIFICATION_ROUNDS} rounds certified a distortion of {ceiling:g}",
-        attainable=replace(budget, certified_distortion=best * 1.01), least={"certified_distortion": best},
+        attainable=replace(of_best, certified_distortion=best * 1.01), least={"certified_distortion": best},
         got={"certified_distortion": best},
     )  # fmt: skip

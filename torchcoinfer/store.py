@@ -32,7 +32,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from torchcoinfer import ops  # noqa: F401  registers torch.ops.torchcoinfer
-from torchcoinfer.errors import FormatError
+from torchcoinfer.errors import ArgumentError, FormatError
 from torchcoinfer.nn.callspec import CallSpec, Constant, InputSpec
 from torchcoinfer.nn.graphcode import decode_graph, encode_graph
 from torchcoinfer.nn.halves import Crossing, DeviceHalf, Half, ServerHalf, stored_tensors
@@ -66,14 +66,19 @@ def save(
     Raises:
         FormatError: ``path`` holds something else, or a half holds what the format has no name for.
     """
-    path = Path(path)
+    path = _place(path)
+    if path.is_symlink():  # the folder that it names is replaced, not the link
+        path = path.resolve()
     if path.exists() and not (path / "manifest.json").exists() and (path.is_file() or any(path.iterdir())):
         raise FormatError(
             "the place to save to holds something else", got=str(path),
             expected="a new or empty folder, or one that was saved before", remedy="choose another path",
         )  # fmt: skip
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
+    except OSError as error:
+        raise _unwritable(path, error) from error
     try:
         pool = _TensorPool()
         halves = {
@@ -91,6 +96,8 @@ def save(
         files = {name: _fingerprint(scratch / name) for name in _FILES}
         (scratch / "manifest.json").write_text(_json({"version": VERSION, "files": files}, "manifest"))
         _replace_folder(scratch, path)
+    except OSError as error:
+        raise _unwritable(path, error) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return path
@@ -104,10 +111,10 @@ def load(path: str | Path) -> Saved:
     Raises:
         FormatError: no such folder, another version, or a file missing, truncated or changed.
     """
-    path = Path(path)
+    path = _place(path)
     _check_manifest(path)
     halves = _read_json(path / "halves.json")
-    plan = Plan.from_json((path / "plan.json").read_text())
+    plan = Plan.from_json((path / "plan.json").read_bytes())
     try:
         tensors = load_file(path / "weights.safetensors")
         call = _decode_call(halves["call"])
@@ -216,8 +223,9 @@ def _check_manifest(path: Path) -> None:
     if not isinstance(manifest, dict) or manifest.get("version") != VERSION:
         version = manifest.get("version") if isinstance(manifest, dict) else None
         raise FormatError("a saved model has another version", got=version, expected=str(VERSION))
+    listed = manifest.get("files")
     for name in _FILES:
-        expected = (manifest.get("files") or {}).get(name)
+        expected = listed.get(name) if isinstance(listed, dict) else None
         if not (path / name).is_file():
             raise _unreadable(path / name, "no such file")
         found = _fingerprint(path / name)
@@ -227,6 +235,19 @@ def _check_manifest(path: Path) -> None:
                 expected=str(expected),
                 remedy="copy the whole folder again, or save again",
             )  # fmt: skip
+
+
+def _place(path: Any) -> Path:
+    if not isinstance(path, (str, os.PathLike)):
+        raise ArgumentError("a saved model's place is no path", got=repr(path), expected="a str or a Path")
+    return Path(path)
+
+
+def _unwritable(path: Path, error: OSError) -> FormatError:
+    return FormatError(
+        f"a model cannot be saved: {path}", got=f"{type(error).__name__}: {error}",
+        expected="a folder that can be made or replaced", remedy="choose another path, or allow writing",
+    )  # fmt: skip
 
 
 def _unreadable(path: Path, problem: str) -> FormatError:

@@ -68,6 +68,35 @@ CASES = {
     "bits out of range": (lambda: tci.Search(bits=(7,)), errors.ArgumentError, ["7", "bits"]),
     "group size": (lambda: tci.Search(group_sizes=(48,)), errors.ArgumentError, ["48", "32"]),
     "unknown cut": (lambda: call(search=tci.Search(cut="middle")), errors.ArgumentError, ["middle"]),
+    "fine-tuning": (lambda: tci.Search(finetune_steps=10), errors.ArgumentError, ["finetune_steps=10"]),
+    "a sparsity without format": (
+        lambda: tci.Search(sparsities=0.7, formats="int"), errors.ArgumentError, ["0.7", "bitmap"],
+    ),
+    "2:4 without its sparsity": (
+        lambda: tci.Search(sparsities=0.0, formats="2:4"), errors.ArgumentError, ["2:4", "sparsities"],
+    ),
+    "huge seed": (lambda: tci.Search(seed=2**63), errors.ArgumentError, ["2**63"]),
+    "presets measured": (
+        lambda: call(search=tci.Search(costs="measured")), errors.ArgumentError, ["raspberry-pi-4", "local"],
+    ),
+    "a prompt without length": (
+        lambda: call(workload=tci.Workload(prompt=7)), errors.ArgumentError, ["prompt=7", "dynamic_shapes"],
+    ),
+    "a search for a plan of another type": (
+        lambda: tci.apply_plan(
+            net(), call(budget=tci.Budget(device_memory="2 KiB")).plan, example_inputs=(GOOD,), search={}
+        ),
+        errors.ArgumentError, ["dict", "Search"],
+    ),
+    "one bare layer": (lambda: call(nn.Linear(8, 4)), errors.ArgumentError, ["Linear", "nn.Sequential"]),
+    "no computation": (lambda: call(nn.Identity()), errors.ArgumentError, ["Identity", "nothing"]),
+    "monitored budget of another type": (
+        lambda: tci.ResourceMonitor(net(), "80 ms"), errors.ArgumentError, ["80 ms", "latency"],
+    ),
+    "monitored budget without a row": (
+        lambda: tci.ResourceMonitor(net(), tci.Budget(energy=1)), errors.ArgumentError, ["energy", "latency"],
+    ),
+    "no path": (lambda: tci.load(None), errors.ArgumentError, ["None", "path"]),
     "generation": (lambda: tci.Workload(new_tokens=5), errors.ArgumentError, ["new_tokens=5", "remedy"]),
     "weights with NaN": (lambda: call(broken_weights()), errors.TorchCoinferError, ["NaN"]),
     "example of another form": (lambda: call(examples="text"), errors.ArgumentError, ["str", "tuple"]),
@@ -121,3 +150,61 @@ def test_a_changed_plan_file_is_refused(tmp_path):
     changed = dataclasses.replace(result.plan, layers=layers)
     with pytest.raises(errors.PlanError, match="packed"):
         tci.apply_plan(net(), changed, calibration=[GOOD] * 3, example_inputs=(GOOD,), progress=False)
+
+
+class Aliased(nn.Module):
+    """One layer under two names, called under both, another between: no unit may hold both calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.between = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.blocks = nn.ModuleList([self.first, self.between, self.first])
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = torch.relu(block(x))
+        return self.first(x)
+
+
+@pytest.mark.parametrize("cut", ["device", "between#0"])
+def test_a_layer_shared_under_two_names_works(cut):
+    search = tci.Search(cut=cut, cut_bits=None)
+    result = call(Aliased(), tci.Budget(device_bits_per_weight=20.0), search=search)
+    assert set(result.plan.layers) == {"first", "between"} and result.plan.layers["first"].bits < 32
+    assert torch.equal(result(GOOD), result.compressed(GOOD))
+
+
+def test_inference_mode_changes_no_plan():
+    search = tci.Search(cut="device", bits=(2, 4), algorithms="nearest")
+    budget, model, data = tci.Budget(device_bits_per_weight=16.0), net(), [GOOD, GOOD + 0.5, GOOD * 2]
+    outside = call(model, budget, search=search, calibration=data)
+    with torch.inference_mode():
+        inside = call(model, budget, search=search, calibration=[batch.clone() for batch in data])
+        with pytest.raises(errors.ArgumentError, match="inference_mode"):
+            call(net())
+    assert inside.plan == outside.plan
+
+
+def test_what_an_uncertifiable_budget_says_to_be_attainable_is():
+    torch.manual_seed(1)
+    data = {"validation": [torch.randn(20, 8) for _ in range(3)], "search": tci.Search(cut="server")}
+    with pytest.raises(errors.InfeasibleBudget) as caught:
+        call(budget=tci.Budget(certified_distortion=1e-12, device_memory="400 B"), **data)
+    assert call(budget=caught.value.attainable, **data).plan.bounds["output"]["certified"]["value"] > 0
+
+
+def test_places_that_cannot_be_written_are_named(tmp_path):
+    result = call(budget=tci.Budget(device_memory="2 KiB"))
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(errors.FormatError, match="cannot be saved"):
+        result.save(tmp_path / "file" / "inside")
+    with pytest.raises(errors.ExportError, match="cannot be made"):
+        result.export(tmp_path / "file")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "folder")
+    result.save(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink() and torch.equal(tci.load(tmp_path / "folder")(GOOD), result(GOOD))
+    (tmp_path / "folder" / "manifest.json").write_text('{"version": 1, "files": [1]}')
+    with pytest.raises(errors.FormatError, match="not the one that was saved"):
+        tci.load(tmp_path / "link")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder", "link"]

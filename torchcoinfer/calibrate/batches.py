@@ -58,7 +58,7 @@ def read_batch(traced: Traced, batch: Batch, index: int) -> tuple[Tensor, ...]:
                 f"{where} holds NaN or Inf", got=f"{bad} of {value.numel()} values", expected="finite values",
                 remedy="drop or repair that batch",
             )  # fmt: skip
-    return tuple(value.detach() for value in flat)
+    return tuple(value.clone() if value.is_inference() else value.detach() for value in flat)
 
 
 def read_batches(

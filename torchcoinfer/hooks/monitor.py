@@ -62,6 +62,9 @@ class _Seen:
     announced: set[str] = field(default_factory=set)
 
 
+_GUARDED = {"latency", "device_memory", "uplink"}
+
+
 class ResourceMonitor:
     """Measures a model while it runs, and guards a budget. The model computes what it computes without.
 
@@ -97,6 +100,11 @@ class ResourceMonitor:
             raise ArgumentError(
                 "on_exceed cannot be read", got=repr(on_exceed), expected="'warn', 'raise' or a function"
             )
+        if budget is not None and (not isinstance(budget, Budget) or not set(budget.as_dict()) & _GUARDED):
+            raise ArgumentError(
+                "the budget has no row that a monitor can measure", got=repr(budget),
+                expected=f"a Budget with one of {', '.join(sorted(_GUARDED))}", remedy="or leave budget out",
+            )  # fmt: skip
         if not isinstance(model, nn.Module) or (is_closed(model) and not hasattr(model, "_orig_mod")):
             raise ArgumentError(
                 "this cannot be monitored",

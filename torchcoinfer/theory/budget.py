@@ -213,6 +213,7 @@ class Search:
 
     Attributes:
         bits, sparsities, formats, group_sizes, algorithms, activation_bits: what a layer may choose.
+            Sparsities are those of "2:4" (.5 only) and "bitmap"; "int" is dense. A layer may stay as it is.
         cut_bits: widths of the tensors that cross; None: as they are.
         cut: "device" | "server" | a cut's name | None: chosen by the solver.
         minimize: "distortion" | "latency" | "energy" | "device_memory".
@@ -247,6 +248,7 @@ class Search:
         for share in self._tuple("sparsities"):
             self._share("sparsities", share, 0.0, 1.0)
         object.__setattr__(self, "sparsities", tuple(float(v) for v in self._tuple("sparsities")))
+        self._check_sparsities()
         _one_of("Search.minimize", self.minimize, MINIMIZE)
         _one_of("Search.metric", self.metric, ("output_mse", "kl"))
         _one_of("Search.costs", self.costs, ("preset", "measured", "analytic"))
@@ -264,8 +266,26 @@ class Search:
             )  # fmt: skip
         self._share("alpha", self.alpha, 1e-12, 1.0)
         self._share("gap", self.gap, 0.0, 1.0)
-        _integer("Search.finetune_steps", self.finetune_steps, 0)
-        _integer("Search.seed", self.seed, 0)
+        if _integer("Search.finetune_steps", self.finetune_steps, 0):
+            raise ArgumentError(
+                "fine-tuning after compression is not supported yet",
+                got=f"finetune_steps={self.finetune_steps}", expected="finetune_steps=0",
+                remedy="leave it out; algorithms=('obs',) compensates errors instead",
+            )  # fmt: skip
+        if _integer("Search.seed", self.seed, 0) >= 2**63:
+            raise ArgumentError("Search.seed is too large", got=self.seed, expected="less than 2**63")
+
+    def _check_sparsities(self) -> None:
+        """Every sparsity but the defaults needs a format that stores it."""
+        unusable = {s for s in self.sparsities if s > 0 and "bitmap" not in self.formats}
+        unusable -= {0.5} if "2:4" in self.formats or "int" in self.formats else set()
+        if unusable or ("int" not in self.formats and not any(self.sparsities)):
+            raise ArgumentError(
+                "no format of Search.formats stores the sparsities",
+                got=f"sparsities={self.sparsities}, formats={self.formats}",
+                expected='"int" stores 0, "2:4" stores .5, "bitmap" every other sparsity',
+                remedy='add "bitmap" to formats, or leave sparsities out',
+            )  # fmt: skip
 
     def _tuple(self, name: str) -> tuple[Any, ...]:
         value = getattr(self, name)

@@ -187,6 +187,13 @@ def _sample(args: tuple, kwargs: dict, call: CallSpec, workload: Workload | None
     """The example's tensors, free dims repeated or cut to the workload's batch (dim 0) or prompt."""
     leaves = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     workload = workload or Workload()
+    lengths = [size for spec in call.inputs for size in spec.shape[1:]]
+    if workload.prompt not in (None, *lengths) and not any(isinstance(size, str) for size in lengths):
+        raise ArgumentError(
+            "no input has a length that varies", got=f"Workload(prompt={workload.prompt})",
+            expected="a dim after the batch that dynamic_shapes leaves free",
+            remedy="leave Workload.prompt out, or pass dynamic_shapes",
+        )  # fmt: skip
     for i, spec in enumerate(call.inputs):
         for dim, size in enumerate(spec.shape):
             wanted = workload.batch if dim == 0 else workload.prompt
@@ -199,4 +206,4 @@ def _sample(args: tuple, kwargs: dict, call: CallSpec, workload: Workload | None
                     got=f"Workload(batch={wanted})",
                     expected=f"batch {leaves[i].shape[0]}", remedy="leave Workload.batch out",
                 )  # fmt: skip
-    return tuple(leaf.detach() for leaf in leaves)
+    return tuple(leaf.clone() if leaf.is_inference() else leaf.detach() for leaf in leaves)

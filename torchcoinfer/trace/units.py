@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, fx, nn
 
+from torchcoinfer.errors import TraceError
 from torchcoinfer.trace.layers import canonical_names
 
 _CALL = re.compile(r"@(\d+)$")
@@ -36,13 +37,15 @@ def group_units(model: nn.Module, graph: fx.Graph, free: Mapping[fx.Node, object
     units: dict[object, UnitNodes] = {}
     unit_of: dict[fx.Node, UnitNodes] = {}
     ordinals: dict[tuple[str, str], int] = {}
+    calls: dict[str, dict[str, int]] = {}  # module -> its calls by torch.export's key -> index
     for node in graph.nodes:
         if node.op != "call_function" or node in free:
             continue
         if _is_getitem(node):
             unit = unit_of[node.args[0]]
         else:
-            module, call = enclosing_module(node, canonical)
+            module, stack_key = enclosing_module(node, canonical)
+            call = _call_index(stack_key, calls.setdefault(module, {}))
             key = f"{module}#{call}"
             if module not in leaves:
                 operation = op_name(node)
@@ -72,6 +75,12 @@ def _in_dependency_order(units: list[UnitNodes], unit_of: Mapping[fx.Node, UnitN
             continue
         reads = {id(unit_of[r]): unit_of[r] for n in unit.nodes for r in n.all_input_nodes if r in unit_of}
         missing = [u for key, u in reads.items() if key not in done and u is not unit]
+        if len(stack) > (len(units) + 1) ** 2:
+            raise TraceError(
+                "calls of modules read each other in a circle", got=f"{unit.name} among them",
+                expected="a module that reads no result of its own call",
+                remedy="give every call that is interrupted by others a module of its own",
+            )  # fmt: skip
         if missing:
             stack.extend(sorted(missing, key=lambda u: -position[id(u)]))
         else:
@@ -80,17 +89,25 @@ def _in_dependency_order(units: list[UnitNodes], unit_of: Mapping[fx.Node, UnitN
     return ordered
 
 
-def enclosing_module(node: fx.Node, canonical: Mapping[str, str]) -> tuple[str, int]:
-    """FQN and call index of the innermost module that ran the node; ("", 0) is the model itself.
+def enclosing_module(node: fx.Node, canonical: Mapping[str, str]) -> tuple[str, str]:
+    """FQN of the innermost module that ran the node, torch.export's key of the call; ("", "") is the model.
 
-    torch.export names the second call of module ``a.b`` with the key ``...a.b@1``.
+    The key of the second call of module ``a.b`` is ``...a.b@1``.
     """
     stack = node.meta.get("nn_module_stack") or {}
     for key, (name, _) in reversed(stack.items()):
         if name in canonical:
-            call = _CALL.search(key)
-            return canonical[name], int(call.group(1)) if call else 0
-    return "", 0
+            return canonical[name], key
+    return "", ""
+
+
+def _call_index(key: str, known: dict[str, int]) -> int:
+    """torch.export counts the calls of each name of a shared module from 0: the next one free is taken."""
+    if key not in known:
+        call = _CALL.search(key)
+        index = int(call.group(1)) if call else 0
+        known[key] = max(known.values()) + 1 if index in known.values() else index
+    return known[key]
 
 
 def op_name(node: fx.Node) -> str:
