@@ -1,4 +1,4 @@
-"""design.md §4: every bad input gets an error of the package's tree that names value, expectation, remedy."""
+"""Every bad input gets an error of the package's tree that names value, expectation, remedy."""
 
 import dataclasses
 

@@ -1,6 +1,7 @@
 """Random small planning problems, and their optimum by trying everything: the solver's slow truth.
 
-The rows are written out here once more, straight from theory.md §4, and share no code with the solver.
+The rows are written out here once more, straight from the cost model's definition, and share
+no code with the solver.
 """
 
 from __future__ import annotations

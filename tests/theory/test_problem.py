@@ -97,7 +97,7 @@ def test_bad_curves_are_refused(curves, cut_curves, words):
 
 
 def test_rows_of_a_cut_by_hand():
-    """theory.md §4, written out for the cut after "r" at 8 bits, on the fast clock."""
+    """The cost model, written out for the cut after "r" at 8 bits, on the fast clock."""
     problem = build(curves={}, cut_curves={"r:0": [(8, 1e-5)]}, search=Search(cut="r", cut_bits=8))
     plan = solve(problem)
     moved = 512 + 16384 + 256_000 * 64 / 1000

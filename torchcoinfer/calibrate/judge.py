@@ -1,4 +1,4 @@
-"""Which tensor of the output is judged, and by which measure: relative error, or KL (theory.md §2)."""
+"""Which tensor of the output is judged, and by which measure: relative error, or KL."""
 
 from __future__ import annotations
 

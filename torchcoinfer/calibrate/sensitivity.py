@@ -2,7 +2,7 @@
 
 A linear layer's error ΔW x is spread over the inputs x, and E[x xᵀ] says which columns of W matter. A row of
 an embedding *is* the layer's output: its error δ costs E‖J δ‖² = δᵀ E[JᵀJ] δ, J = ∂output/∂(row), so E[JᵀJ]
-takes the place of E[x xᵀ]. It is estimated as E[g gᵀ], g = Jᵀu for random output probes u (theory.md §2).
+takes the place of E[x xᵀ]. It is estimated as E[g gᵀ], g = Jᵀu for random output probes u.
 """
 
 from __future__ import annotations

@@ -92,7 +92,7 @@ def calibrate(
         batches: tensors, tuples (positional arguments) or dicts (keyword arguments), read once.
         output: from the model's output to the judged tensor [B, ...]; None: ``logits``, else the first
             floating tensor, positions that ``attention_mask`` pads set to zero.
-        metric: "output_mse" | "kl" (theory.md §2).
+        metric: "output_mse" | "kl".
         probes, seed: kept as defaults for scoring.
         progress: show a bar.
 

@@ -1,4 +1,4 @@
-"""Is the sum of the layers' errors the error of their sum? Measured, and repaired (theory.md §2)."""
+"""Is the sum of the layers' errors the error of their sum? Measured, and repaired."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What held-out errors allow to be said: conformal quantiles, or why there is none (theory.md §6)."""
+"""What held-out errors allow to be said: conformal quantiles, or why there is none."""
 
 from __future__ import annotations
 

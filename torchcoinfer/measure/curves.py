@@ -1,6 +1,6 @@
 """The table the solver reads: every option of every layer scored with the algorithm that will be applied.
 
-Rounding to nearest is scored first, for all options (theory.md §3). Error-compensated weights are made and
+Rounding to nearest is scored first, for all options. Error-compensated weights are made and
 scored only for options that a first solution showed to matter, with probes on other samples than those of
 their Hessians.
 """
@@ -115,7 +115,7 @@ def _modules(traced: Traced, layer: str) -> list[nn.Module]:
 
 
 def survivors(traced: Traced, curves: Curves, chosen: Mapping[str, Option]) -> dict[str, tuple[Option, ...]]:
-    """Per compressed layer: the chosen option and its neighbors on the layer's front.
+    """Per compressed layer: the chosen option and its neighbors on the front, those not compensated yet.
 
     Tied embeddings are left out: what would compensate for their rows is not what would for their columns.
     """
@@ -125,7 +125,8 @@ def survivors(traced: Traced, curves: Curves, chosen: Mapping[str, Option]) -> d
         tied = layer.kind == "embedding" and len(layer.modules) > 1
         if option is None or option.format == "float" or tied:
             continue
-        front = _front(layer, curves[layer.name])
+        scored = {point.option for point in curves[layer.name]}
+        front = _front(layer, [point for point in curves[layer.name] if point.option.algorithm != "obs"])
         plain = replace(option, algorithm="nearest")
         position = min(
             range(len(front)),
@@ -133,8 +134,9 @@ def survivors(traced: Traced, curves: Curves, chosen: Mapping[str, Option]) -> d
         )
         start = max(0, min(position - 1, len(front) - SURVIVORS))
         near = [point.option for point in front[start : start + SURVIVORS]]
-        found[layer.name] = tuple(dict.fromkeys([plain, *near]))
-    return found
+        wanted = dict.fromkeys([plain, *near])
+        found[layer.name] = tuple(o for o in wanted if replace(o, algorithm="obs") not in scored)
+    return {layer: options for layer, options in found.items() if options}
 
 
 def _bytes(layer: Layer, option: Option) -> int:

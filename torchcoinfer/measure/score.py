@@ -1,4 +1,4 @@
-"""The predictor: E_l(o) = E‖J_l ΔW_l(o) h‖² / E‖f‖² for all options of all layers (theory.md §2).
+"""The predictor: E_l(o) = E‖J_l ΔW_l(o) h‖² / E‖f‖² for all options of all layers.
 
 With output probes u, E[uuᵀ] = 1, and g = J_lᵀu from one backward pass for all layers at once,
 E[(Σ_t g_tᵀ ΔW h_t)²] = E‖J_l ΔW h‖²: the sum over the positions t of one sample stands inside the square.
@@ -38,7 +38,7 @@ class Measured:
     """One point of a layer's curve.
 
     Attributes:
-        distortion: E_l(o), relative output error (theory.md §2).
+        distortion: E_l(o), relative output error.
         distortion_se: standard error of that estimate, over samples.
         weight_l1: mean |ŵ − w|; of an embedding, over the rows that the data read.
         weight_mse: mean (ŵ − w)², likewise.

@@ -1,4 +1,4 @@
-"""One differentiable forward pass, and the vector-Jacobian products of random output probes (theory.md §2).
+"""One differentiable forward pass, and the vector-Jacobian products of random output probes.
 
 Gradients are taken with respect to activations: parameters are read detached, so that frozen ones work, none
 is changed, and no ``grad`` is accumulated.

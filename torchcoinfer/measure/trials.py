@@ -1,4 +1,4 @@
-"""Random configurations, predicted and measured: what the factor κ of a report rests on (theory.md §6)."""
+"""Random configurations, predicted and measured: what the factor κ of a report rests on."""
 
 from __future__ import annotations
 

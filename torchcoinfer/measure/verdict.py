@@ -1,4 +1,4 @@
-"""The two blocks of bounds that a report prints (theory.md §6), measured on the plan that was applied."""
+"""The two blocks of bounds that a report prints, measured on the plan that was applied."""
 
 from __future__ import annotations
 

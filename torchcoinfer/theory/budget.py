@@ -132,7 +132,7 @@ class Workload:
 
 @dataclass(frozen=True, repr=False)
 class Budget:
-    """Ceilings of one run of the workload (design.md §2): SI numbers, or strings with units that become them.
+    """Ceilings of one run of the workload: SI numbers, or strings with units that become them.
 
     Attributes:
         latency: seconds, device + link + server ("80 ms").
@@ -209,7 +209,7 @@ SEARCH_TUPLES: Mapping[str, tuple[Any, ...]] = {
 
 @dataclass(frozen=True)
 class Search:
-    """Every option of the search (design.md §2). A single value stands for a tuple of one.
+    """Every option of the search. A single value stands for a tuple of one.
 
     Attributes:
         bits, sparsities, formats, group_sizes, algorithms, activation_bits: what a layer may choose.

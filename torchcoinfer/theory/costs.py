@@ -17,7 +17,7 @@ FLOAT_BITS = 32  # b of [Q]: full precision
 
 @dataclass(frozen=True)
 class Load:
-    """Work of one unit on one side: ``T = cycles / f + seconds`` (theory.md §4, measured mode).
+    """Work of one unit on one side: ``T = cycles / f + seconds`` (measured mode).
 
     ``cycles`` scale with the clock f (Hz); ``seconds`` do not (memory-bound or measured time).
     """
@@ -93,7 +93,7 @@ class LinkProfile:
     basis: str = "estimated"
 
     def rate_bps(self, transmit_w: float) -> float:
-        """Uplink bits per second at a transmit power: Shannon's r(p) of theory.md §4, or ``uplink_bps``."""
+        """Uplink bits per second at a transmit power: Shannon's r(p), or ``uplink_bps``."""
         if self.bandwidth_hz is None or self.snr_per_w is None:
             return self.uplink_bps
         return self.bandwidth_hz * math.log2(1.0 + transmit_w * self.snr_per_w)
@@ -235,7 +235,7 @@ def unit_load(
     *,
     analytic: bool = False,
 ) -> Load:
-    """Work of one unit on one side (theory.md §4).
+    """Work of one unit on one side.
 
     With a measured entry: that time, split into cycles and seconds as the roofline splits its own. Without:
     a roofline at the stated efficiency, plus the time of one op call. Formats buy compute time only where the

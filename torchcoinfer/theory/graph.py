@@ -197,7 +197,7 @@ def cut_from_tensors(graph: Graph, names: Iterable[str]) -> Cut:
 
 
 def candidate_cuts(graph: Graph) -> tuple[Cut, ...]:
-    """Every candidate (theory.md §5): "device", "server", the prefix after each unit, the parametric minimum
+    """Every candidate: "device", "server", the prefix after each unit, the parametric minimum
     cuts of bytes on the link against work moved; deduplicated, in this order."""
     names = [unit.name for unit in graph.units]
     sets = [frozenset(names), frozenset()]

@@ -1,4 +1,4 @@
-"""Parametric minimum cuts: bytes on the link against work on the device (theory.md §5, candidate cuts)."""
+"""Parametric minimum cuts: bytes on the link against work on the device (candidate cuts)."""
 
 from __future__ import annotations
 

@@ -126,7 +126,7 @@ class Plan:
         predicted: latency_s (with its parts device_s, link_s, server_s), energy_j, server_energy_j,
             total_energy_j, device_bytes, server_bytes, uplink_bytes, distortion, device_bits_per_weight;
             ``basis``: name -> "measured" | "estimated".
-        bounds: weights and output, theory.md §6.
+        bounds: two blocks, weights and output.
         optimality: objective, value, dual_bound, gap, lagrangian_bound (without branching; None if placement
             was part of the program), cuts (how many were compared), over ("all frontiers" | "candidate
             cuts" | "the fixed cut").

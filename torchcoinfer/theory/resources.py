@@ -1,4 +1,4 @@
-"""Clocks and transmit power in closed form or by one-dimensional convex search (theory.md §5).
+"""Clocks and transmit power in closed form or by one-dimensional convex search.
 
 Energies here are dynamic and radio energy only, as in [Q]; static power, receive power and round trips belong
 to the measured rows of ``solve_table``. Loads in cycles at the clock f: a stage takes ``a / f`` seconds and
@@ -115,7 +115,7 @@ def least_energy_with_link(
     a1: float, bits: float, a2: float, latency_s: float, device: Stage, server: Stage, radio: Radio
 ) -> Allocation | None:
     """Least ``k1 a1^3/t1^2 + t2 (2^(S/(B t2)) - 1)/snr + k2 a2^3/t3^2`` over ``t1 + t2 + t3 <= latency_s``
-    and the limits of clocks and power (theory.md §5); None: impossible.
+    and the limits of clocks and power; None: impossible.
 
     Jointly convex: with one multiplier nu on the time each stage's time is a function of nu alone, and their
     sum decreases in nu; nu is found by bracketing on a logarithmic scale.
@@ -241,7 +241,7 @@ def pruned_split(
     device: Stage = Q_DEVICE,
     server: Stage = Q_SERVER,
 ) -> PrunedSplit | None:
-    """[P*], derived here from the abstract of [P] (theory.md): one pruned share for both parts, with the
+    """[P*], derived here from the abstract of [P]: one pruned share for both parts, with the
     link.
 
     a1 = (1 - rho) N1/c, a2 = (1 - rho) N2/c'. The distortion D1(rho) increases in rho, so the answer is the

@@ -1,5 +1,4 @@
-"""The planner's solver: joint choice of cut, clocks, transmit power, layer options and cut bits (theory.md
-§5).
+"""The planner's solver: joint choice of cut, clocks, transmit power, layer options and cut bits.
 
 For every candidate cut and every state of clocks and power the rows are linear, so a pair (cut, state) is a
 multiple-choice knapsack. All pairs are bounded at once by their Lagrangians; those that the incumbent does

@@ -1,4 +1,4 @@
-"""Lagrangian bounds of all pairs (cut, state) at once, and the plans that they suggest (theory.md §5).
+"""Lagrangian bounds of all pairs (cut, state) at once, and the plans that they suggest.
 
 A pair is a multiple-choice knapsack: minimize the sum of costs of one item a decision under a few rows. With
 multipliers m >= 0 on the rows (each scaled to a right side of about 1), every value of the Lagrangian is a

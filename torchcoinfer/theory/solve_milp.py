@@ -1,6 +1,6 @@
 """HiGHS behind two functions: the linear relaxation of a multiple-choice knapsack, and its exact solution.
 
-HiGHS' tolerances are absolute (theory.md §5: gap 0 was reported 21-181 % above the optimum), so callers pass
+HiGHS' tolerances are absolute (gap 0 was reported 21-181 % above the optimum), so callers pass
 rows with right sides of about 1, the objective is scaled here, and nothing that HiGHS says about objective or
 feasibility is used without being recomputed by the caller.
 """

@@ -76,7 +76,7 @@ def _check_distortion(what: str, value: float) -> float:
     if not (isinstance(value, (int, float)) and math.isfinite(value) and value >= 0):
         raise ArgumentError(
             f"the distortion of {what} is not a finite number of at least 0", got=repr(value),
-            expected="E_l(o) of theory.md §2",
+            expected="the relative output error of one option, E_l(o)",
             remedy="measure it again; look for NaN or Inf in weights and data",
         )  # fmt: skip
     return float(value)

@@ -1,6 +1,6 @@
 """A ``Problem`` as arrays: for every candidate cut and every state of clocks and power, linear rows.
 
-For a fixed cut, device clock, server clock and transmit power each row of theory.md §4 is a constant plus a
+For a fixed cut, device clock, server clock and transmit power each row of the budget is a constant plus a
 sum over decisions of a cost of the chosen item. A *decision* is a layer, a group of layers, or a tensor that
 crosses. Per cut and item eight base quantities are kept (``BASE``); a row is a linear form of their sums.
 """
@@ -166,7 +166,7 @@ def _cut_constants(problem: Problem, cuts: tuple[Cut, ...], on_device: np.ndarra
 
 def _states(problem: Problem, goals: set[str]) -> tuple[State, ...]:
     """Clock and power states worth trying. Without an energy in a row or in the objective the fastest is best
-    at everything; without the server's energy so is the server's highest clock (theory.md §4)."""
+    at everything; without the server's energy so is the server's highest clock."""
     device, server, link = problem.device, problem.server, problem.link
     device_clocks = device.clocks_hz if goals & {"energy", "total_energy"} else device.clocks_hz[-1:]
     server_clocks = server.clocks_hz if goals & {"server_energy", "total_energy"} else server.clocks_hz[-1:]
@@ -180,8 +180,8 @@ def _states(problem: Problem, goals: set[str]) -> tuple[State, ...]:
 
 
 def _state_rows(runs_there: bool, state: State, problem: Problem) -> tuple[np.ndarray, np.ndarray]:
-    """[ROWS, BASE] coefficients and [ROWS] extra constants of one state, ``device_bits_per_weight`` left out
-    (theory.md §4). ``runs_there``: whether the server runs any unit."""
+    """[ROWS, BASE] coefficients and [ROWS] extra constants of one state, ``device_bits_per_weight`` left out.
+    ``runs_there``: whether the server runs any unit."""
     device, link, there = problem.device, problem.link, problem.workload.answer == "server"
     papers = problem.search.mode == "analytic"  # [Q]'s energy has no static and no receive term
     static_w, receive_w = (0.0, 0.0) if papers else (device.static_w, link.receive_w)
