@@ -89,6 +89,12 @@ CASES = {
         errors.ArgumentError, ["dict", "Search"],
     ),
     "one bare layer": (lambda: call(nn.Linear(8, 4)), errors.ArgumentError, ["Linear", "nn.Sequential"]),
+    "dynamic shapes of another type": (
+        lambda: call(dynamic_shapes="batch"), errors.ArgumentError, ["batch", "torch.export"],
+    ),
+    "too many dynamic shapes": (
+        lambda: call(dynamic_shapes=({0: 2}, {0: 2})), errors.ArgumentError, ["1 inputs", "by name"],
+    ),
     "no computation": (lambda: call(nn.Identity()), errors.ArgumentError, ["Identity", "nothing"]),
     "monitored budget of another type": (
         lambda: tci.ResourceMonitor(net(), "80 ms"), errors.ArgumentError, ["80 ms", "latency"],

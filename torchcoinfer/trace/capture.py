@@ -95,6 +95,14 @@ def dynamic_dims(
     if isinstance(dynamic_shapes, Mapping):
         names = (*positional_names(model)[: len(args)], *kwargs)
         specs: list[Any] = [dynamic_shapes.get(name) for name in names]
+    elif not isinstance(dynamic_shapes, (tuple, list, type(None))) or (
+        len(dynamic_shapes or ()) > len(args) + len(kwargs)
+    ):
+        raise ArgumentError(
+            "dynamic_shapes does not match the inputs", got=repr(dynamic_shapes),
+            expected=f"one entry for each of the {len(args) + len(kwargs)} inputs, or a dict by name",
+            remedy="write it as for torch.export, or leave it out",
+        )  # fmt: skip
     else:
         listed = list(dynamic_shapes or ())
         specs = listed + [None] * (len(args) + len(kwargs) - len(listed))
