@@ -213,7 +213,10 @@ class _LayerScorer:
                 change = (compressed if rows is None else compressed[rows]).detach().to(kept.dtype) - kept
                 l1, mse = float(change.abs().mean()), float(change.square().mean())
                 if not mse < float("inf"):
-                    raise ArgumentError(where, got="NaN or Inf", expected="finite weights")
+                    raise ArgumentError(
+                        where, got="NaN or Inf", expected="finite weights",
+                        remedy="weights this large overflow when coded: scale the layer down",
+                    )  # fmt: skip
                 self.sizes[layer, option] = (l1, mse)
                 shift = self.shifts(layer, option)
                 found.setdefault(layer, []).append(WeightDelta.of(option, change, rows, self.exact, shift))
