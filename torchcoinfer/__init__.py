@@ -31,6 +31,7 @@ _SUBPACKAGES = ("nn", "ops", "theory", "errors")
 
 __all__ = [*_HOME, *_SUBPACKAGES, "__version__"]  # noqa: PLE0604  all of them are strings
 
+
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(importlib.import_module(f"torchcoinfer.{_HOME[name]}"), name)

@@ -128,6 +128,20 @@ def test_bad_input_is_named(case):
     assert all(word in text for word in words), text
 
 
+def test_float64_stays_as_it_is_and_says_so():
+    wide, data = net().double(), [GOOD.double()] * 3
+    result = call(wide, tci.Budget(device_memory="8 KiB"), (data[0],), calibration=data)
+    assert all(row.format == "float" for row in result.plan.layers.values())
+    with pytest.raises(tci.InfeasibleBudget):
+        call(wide, tci.Budget(device_bits_per_weight=8.0), (data[0],), calibration=data,
+             search=tci.Search(cut="device"))  # fmt: skip
+
+
+def test_a_workload_beyond_memory_is_refused():
+    with pytest.raises(errors.ArgumentError, match="too large"):
+        call(workload=tci.Workload(batch=10**9))
+
+
 def test_frozen_and_training_models_work():
     model = net().train()
     for parameter in model.parameters():

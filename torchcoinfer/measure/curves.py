@@ -69,7 +69,9 @@ def nearest_curves(
 
 
 def layer_options(layer: Layer, search: Search) -> tuple[Option, ...]:
-    """What a layer may choose, rounded to nearest; uncompressed first."""
+    """What a layer may choose, rounded to nearest; float64, which no kernel runs, stays as it is."""
+    if layer.weight_bytes > 4 * layer.numel:
+        return (Option(),)
     return candidate_options(
         layer.kind,
         bits=search.bits,

@@ -94,6 +94,8 @@ def _layer_from(name: str, values: Any) -> LayerPlan:
                 repr(value),
                 " or ".join(t.__name__ for t in types),
             )
+    if not 0.0 <= values["sparsity"] < 1.0:
+        raise _broken(f"sparsity of layer {name!r} is out of range", values["sparsity"], "a share in [0, 1)")
     channels = values.get("kept_channels")
     return LayerPlan(**{**values, "kept_channels": None if channels is None else tuple(channels)})
 

@@ -21,6 +21,8 @@ from torchcoinfer.trace import capture
 from torchcoinfer.trace.build import GraphBuilder, concrete_size, symbolic_shape
 from torchcoinfer.trace.clean import flat_module
 
+SAMPLE_BYTES = 1 << 30  # of one input at the workload's size
+
 
 @dataclass(frozen=True)
 class Traced:
@@ -198,6 +200,7 @@ def _sample(args: tuple, kwargs: dict, call: CallSpec, workload: Workload | None
         for dim, size in enumerate(spec.shape):
             wanted = workload.batch if dim == 0 else workload.prompt
             if isinstance(size, str) and wanted is not None:
+                _check_size(leaves[i], spec.name, wanted / max(1, leaves[i].shape[dim]))
                 index = torch.arange(wanted, device=leaves[i].device) % leaves[i].shape[dim]
                 leaves[i] = leaves[i].index_select(dim, index)
             elif wanted is not None and dim == 0 and wanted != leaves[i].shape[0]:
@@ -207,3 +210,12 @@ def _sample(args: tuple, kwargs: dict, call: CallSpec, workload: Workload | None
                     expected=f"batch {leaves[i].shape[0]}", remedy="leave Workload.batch out",
                 )  # fmt: skip
     return tuple(leaf.clone() if leaf.is_inference() else leaf.detach() for leaf in leaves)
+
+
+def _check_size(leaf: Tensor, name: str, factor: float) -> None:
+    if leaf.numel() * leaf.element_size() * factor > SAMPLE_BYTES:
+        raise ArgumentError(
+            f"the workload makes input {name!r} too large", expected=f"at most {SAMPLE_BYTES} bytes",
+            got=f"{leaf.numel() * leaf.element_size() * factor:.3g} bytes",
+            remedy="plan a smaller batch or prompt: resources grow in proportion",
+        )  # fmt: skip

@@ -1,0 +1,154 @@
+"""One run of the pipeline: its table, its plans, and a plan applied."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torchcoinfer.calibrate import Statistics, calibrate
+from torchcoinfer.compress import apply_to_model, option_of
+from torchcoinfer.errors import InfeasibleBudget, PlanError
+from torchcoinfer.measure import Reference, curves, verdict
+from torchcoinfer.measure.score import Curves
+from torchcoinfer.pipeline.border import Data
+from torchcoinfer.provenance import model_hash, versions
+from torchcoinfer.result import Result
+from torchcoinfer.split import split
+from torchcoinfer.theory.budget import Budget, Search, Workload
+from torchcoinfer.theory.costs import DeviceProfile, LinkProfile
+from torchcoinfer.theory.plan import Plan
+from torchcoinfer.theory.solve import build_problem, solve
+from torchcoinfer.trace import Traced, trace
+
+COMPENSATION_ROUNDS = 2  # the second serves layers whose choice moved beyond what the first had scored
+
+
+@dataclass
+class Run:
+    """What every plan of one call shares."""
+
+    traced: Traced
+    statistics: Statistics
+    judged: Reference | None
+    table: Curves
+    cut_table: Mapping[str, Any]
+    device: DeviceProfile
+    server: DeviceProfile
+    link: LinkProfile
+    workload: Workload
+    search: Search
+    examples: Any
+    dynamic_shapes: Any
+    progress: bool
+
+    def solved(self, budget: Budget, search: Search | None = None) -> Plan:
+        problem = build_problem(
+            self.traced.graph, curves.plain_points(self.table), self.cut_table, self.device, self.server,
+            self.link, budget, search or self.search, self.workload,
+        )  # fmt: skip
+        return solve(problem)
+
+    def planned(self, budget: Budget) -> Plan:
+        """Solve on rounding to nearest; score error compensation where it matters and solve again, twice."""
+        plan = self.solved(budget)
+        for _ in range(COMPENSATION_ROUNDS if "obs" in self.search.algorithms else 0):
+            chosen = {name: option_of(row) for name, row in plan.layers.items() if row.algorithm == "nearest"}
+            options = curves.survivors(self.traced, self.table, chosen)
+            if not options:
+                break
+            more = curves.obs_curves(
+                self.traced, self.statistics, options, self.search, progress=self.progress
+            )
+            self.table = curves.merged(self.table, more)
+            plan = self.solved(budget)
+        return plan
+
+    def applied(self, plan: Plan, rounds: int = 1) -> Result:
+        provenance = {
+            **plan.provenance, "model_hash": model_hash(self.traced.model), "versions": versions(),
+            "alpha": self.search.alpha,
+        }  # fmt: skip
+        details = {"alternatives": self.alternatives(plan), "curves": self.curve_rows(plan)}
+        return apply(
+            self.traced, self.statistics, self.judged, replace(plan, provenance=provenance), self.examples,
+            self.dynamic_shapes, self.workload, self.search, details, self.progress, rounds,
+        )  # fmt: skip
+
+    def alternatives(self, plan: Plan) -> list[dict[str, Any]]:
+        """The chosen cut beside "all on the device" and "all on the server"."""
+        budget, rows = Budget.from_dict(dict(plan.budget)), []
+        for name in dict.fromkeys([plan.cut.name, "device", "server"]):
+            try:
+                other = plan if name == plan.cut.name else self.solved(budget, replace(self.search, cut=name))
+            except InfeasibleBudget as error:
+                rows.append({"name": name, "note": error.fact})
+                continue
+            keys = ("distortion", "latency_s", "energy_j", "device_bytes")
+            note = "chosen" if name == plan.cut.name else ""
+            rows.append({"name": name, "note": note, **{key: other.predicted[key] for key in keys}})
+        return rows
+
+    def curve_rows(self, plan: Plan) -> dict[str, list[dict[str, Any]]]:
+        return {
+            layer.name: curves.report_rows(
+                self.traced, layer, self.table[layer.name], plan.layers[layer.name]
+            )
+            for layer in self.traced.graph.layers
+        }
+
+
+def statistics_of(traced: Traced, data: Data, search: Search, progress: bool) -> Statistics:
+    return calibrate(
+        traced,
+        data.calibration,
+        output=search.output,
+        metric=search.metric,
+        seed=search.seed,
+        progress=progress,
+    )
+
+
+def apply(
+    traced: Traced, statistics: Statistics, judged: Reference | None, plan: Plan, examples: Any,
+    dynamic_shapes: Any, workload: Workload | None, search: Search, details: dict[str, Any], progress: bool,
+    rounds: int = 1,
+) -> Result:  # fmt: skip
+    """Compress, divide, measure: obeys the plan, and adds to it only what was measured."""
+    compressed = apply_to_model(traced, plan.layers, statistics, progress=progress)
+    _check_bytes(verdict.packed_bytes_of(compressed, traced, plan.layers), plan)
+    divided = trace(compressed, examples, dynamic_shapes=dynamic_shapes, workload=workload)
+    device, server = split(divided, plan.cut)
+    result = Result(device, server, plan, {})
+    bounds = {
+        "weights": verdict.weight_bounds(traced, compressed, plan.layers),
+        "output": verdict.output_bounds(plan.predicted["distortion"], judged, result, search.alpha, rounds),
+    }
+    details = {
+        **details,
+        "title": type(traced.model).__name__,
+        "weight_numel": {layer.name: layer.numel for layer in traced.graph.layers},
+        "notes": _notes(traced),
+    }
+    return Result(device, server, replace(plan, bounds=bounds), details, compressed.eval())
+
+
+def _notes(traced: Traced) -> list[str]:
+    """Losses in words."""
+    return [
+        f"dims {list(dims)} of input {name!r} could not be made dynamic: the halves take the traced size only"
+        for name, dims in traced.static_dims.items()
+        if dims
+    ]
+
+
+def _check_bytes(packed: Mapping[str, int], plan: Plan) -> None:
+    wrong = {
+        n: (b, plan.layers[n].packed_bytes) for n, b in packed.items() if b != plan.layers[n].packed_bytes
+    }
+    if wrong:
+        raise PlanError(
+            "packed layers take other bytes than planned", got=str(wrong),
+            expected="(packed, planned) to agree",
+            remedy="apply the plan with the version of torchcoinfer that made it",
+        )  # fmt: skip
