@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 _HOME = {
     "compress_and_split": "pipeline",
     "apply_plan": "pipeline",
+    "pareto": "pipeline",
     "Result": "result",
     "load": "result",
     "Budget": "theory.budget",

@@ -22,7 +22,7 @@ class Result:
         device: the device half; takes the model's own arguments, returns the tensors that cross the cut.
         server: the server half; takes those tensors, returns the model's own output structure.
         plan: the ``Plan`` that both obey.
-        details: plain data for the report: curves, alternatives considered, what each stage said.
+        details: plain data for the report: curves, what each stage said.
         compressed: the undivided compressed model, sharing its tensors with the halves; None after ``load``,
             which needs no model code.
     """

@@ -206,3 +206,34 @@ def test_int8_activations_are_scored_and_applied(model):
     x = batches(1, 3)[0]
     error = (result(x) - model(x)).square().sum() / model(x).square().sum()
     assert 0 < error < 0.01
+
+
+def test_a_front_is_plans_that_can_be_applied(model):
+    arguments = {**PRESETS, "calibration": batches(9, 1), "search": tci.Search(cut="device", **BITS)}
+    front = tci.pareto(
+        model, tci.Budget(latency=1.0), "device_memory", (batches(1, 2)[0],), points=4, **arguments
+    )
+    assert [plan.predicted["device_bytes"] for plan in front] == sorted(
+        plan.predicted["device_bytes"] for plan in front
+    )
+    assert len(front) > 1
+    assert front[-1].predicted["distortion"] == 0.0
+    result = tci.apply_plan(model, front[0], calibration=batches(9, 1), example_inputs=(batches(1, 2)[0],))
+    assert result.plan.layers == front[0].layers
+    assert any(layer.bits < 32 for layer in result.plan.layers.values())
+    again = tci.pareto(
+        model, tci.Budget(latency=1.0), "device_memory", (batches(1, 2)[0],), points=4, **arguments
+    )
+    assert [plan.to_json() for plan in again] == [plan.to_json() for plan in front]
+    with pytest.raises(tci.errors.ArgumentError, match="no front along this row"):
+        tci.pareto(model, tci.Budget(latency=1.0), "distortion", **arguments)
+
+
+def test_a_result_tells_its_alternatives(model, tmp_path):
+    result = compress(model, tci.Budget(device_memory="12 KiB", latency=0.05))
+    told = result.plan.alternatives
+    assert told["cuts"][0]["name"] == result.plan.cut.name
+    assert told["bandwidth"]["least_bps"] <= told["bandwidth"]["uplink_bps"]
+    text = str(result.report())
+    assert "ALTERNATIVES" in text and "BANDWIDTH" in text and "FRONT" in text
+    assert tci.load(result.save(tmp_path / "saved")).plan == result.plan

@@ -38,6 +38,19 @@ def test_round_trip_is_exact_and_bytes_are_stable():
     assert copy.deepcopy(plan) == plan == pickle.loads(pickle.dumps(plan))
 
 
+def test_a_plan_of_version_1_reads_as_one_of_today():
+    """Version 1 had no alternatives, and its layers no kept shares of rows and columns."""
+    values = json.loads(a_plan().to_json())
+    del values["alternatives"]
+    for layer in values["layers"].values():
+        del layer["kept_rows"], layer["kept_columns"]
+    old = Plan.from_json(json.dumps({**values, "version": 1}))
+    assert old == a_plan()
+    assert json.loads(old.to_json())["version"] == PLAN_VERSION == 2
+    with pytest.raises(PlanError, match="wrong fields"):  # version 2 has them
+        Plan.from_json(json.dumps(values))
+
+
 def test_a_plan_is_frozen_to_its_depth():
     plan = a_plan()
     for change in (
@@ -83,6 +96,8 @@ BROKEN = [
     (broken("layers", "a", "side", 3), "side of layer 'a' has the wrong type"),
     (broken("layers", "a", "side", ...), "wrong fields"),
     (broken("layers", "a", "shape", 3), "wrong fields"),
+    (broken("layers", "a", "kept_rows", 0.0), "kept_rows of layer 'a' is out of range"),
+    (broken("alternatives", []), "alternatives of the plan has the wrong type"),
     (broken("layers", "a", 3), "wrong fields"),
     (broken("cut", "b"), "cut cannot be read"),
     (broken("cut", "tensors", [["b:0"]]), "cut cannot be read"),

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from torchcoinfer.errors import ArgumentError, InfeasibleBudget
 from torchcoinfer.theory.budget import Budget, Search
+from torchcoinfer.theory.pareto import pareto
 from torchcoinfer.theory.plan import PREDICTED_OF_ROW
 from torchcoinfer.theory.solve import solve
-from torchcoinfer.theory.solve_front import Fronts, pareto
+from torchcoinfer.theory.solve_front import Fronts
 
 
 def a_problem(seed: int):

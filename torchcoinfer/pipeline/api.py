@@ -67,7 +67,7 @@ def compress_and_split(
         InfeasibleBudget: no plan fits; it carries the nearest budget that does.
         ArgumentError, UnitError, TraceError, CalibrationError: bad input, named.
     """
-    run = _prepare(
+    run = prepare(
         model, budget, example_inputs, dynamic_shapes, calibration, validation, workload, device, server,
         link, search or Search(), progress,
     )  # fmt: skip
@@ -114,7 +114,7 @@ def apply_plan(
     return apply(traced, statistics, judged, plan, examples, dynamic_shapes, None, search, {}, progress)
 
 
-def _prepare(
+def prepare(
     model: nn.Module, budget: Budget, examples: Any, dynamic_shapes: Any, calibration: Any, validation: Any,
     workload: Workload | None, device: Any, server: Any, link: Any, search: Search, progress: bool,
 ) -> Run:  # fmt: skip

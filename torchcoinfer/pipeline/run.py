@@ -8,17 +8,18 @@ from typing import Any
 
 from torchcoinfer.calibrate import Statistics, calibrate
 from torchcoinfer.compress import apply_to_model, option_of
-from torchcoinfer.errors import InfeasibleBudget, PlanError
+from torchcoinfer.errors import PlanError
 from torchcoinfer.measure import Reference, curves, verdict
 from torchcoinfer.measure.score import Curves
 from torchcoinfer.pipeline.border import Data
 from torchcoinfer.provenance import model_hash, versions
 from torchcoinfer.result import Result
 from torchcoinfer.split import split
+from torchcoinfer.theory.alternatives import explored
 from torchcoinfer.theory.budget import Budget, Search, Workload
 from torchcoinfer.theory.costs import DeviceProfile, LinkProfile
 from torchcoinfer.theory.plan import Plan
-from torchcoinfer.theory.solve import build_problem, solve
+from torchcoinfer.theory.solve import Problem, build_problem, solve
 from torchcoinfer.trace import Traced, trace
 
 COMPENSATION_ROUNDS = 2  # the second serves layers whose choice moved beyond what the first had scored
@@ -42,12 +43,21 @@ class Run:
     dynamic_shapes: Any
     progress: bool
 
-    def solved(self, budget: Budget, search: Search | None = None) -> Plan:
-        problem = build_problem(
+    def problem(self, budget: Budget) -> Problem:
+        return build_problem(
             self.traced.graph, curves.plain_points(self.table), self.cut_table, self.device, self.server,
-            self.link, budget, search or self.search, self.workload,
+            self.link, budget, self.search, self.workload,
         )  # fmt: skip
-        return solve(problem)
+
+    def solved(self, budget: Budget) -> Plan:
+        return solve(self.problem(budget))
+
+    def signed(self, plan: Plan) -> Plan:
+        """The plan with the marks of the model and the versions that it was made with."""
+        marks = {
+            "model_hash": model_hash(self.traced.model), "versions": versions(), "alpha": self.search.alpha,
+        }  # fmt: skip
+        return replace(plan, provenance={**plan.provenance, **marks})
 
     def planned(self, budget: Budget) -> Plan:
         """Solve on rounding to nearest; score error compensation where it matters and solve again, twice."""
@@ -65,29 +75,11 @@ class Run:
         return plan
 
     def applied(self, plan: Plan, rounds: int = 1) -> Result:
-        provenance = {
-            **plan.provenance, "model_hash": model_hash(self.traced.model), "versions": versions(),
-            "alpha": self.search.alpha,
-        }  # fmt: skip
-        details = {"alternatives": self.alternatives(plan), "curves": self.curve_rows(plan)}
+        plan = explored(self.problem(Budget.from_dict(dict(plan.budget))), self.signed(plan))
         return apply(
-            self.traced, self.statistics, self.judged, replace(plan, provenance=provenance), self.examples,
-            self.dynamic_shapes, self.workload, self.search, details, self.progress, rounds,
+            self.traced, self.statistics, self.judged, plan, self.examples, self.dynamic_shapes,
+            self.workload, self.search, {"curves": self.curve_rows(plan)}, self.progress, rounds,
         )  # fmt: skip
-
-    def alternatives(self, plan: Plan) -> list[dict[str, Any]]:
-        """The chosen cut beside "all on the device" and "all on the server"."""
-        budget, rows = Budget.from_dict(dict(plan.budget)), []
-        for name in dict.fromkeys([plan.cut.name, "device", "server"]):
-            try:
-                other = plan if name == plan.cut.name else self.solved(budget, replace(self.search, cut=name))
-            except InfeasibleBudget as error:
-                rows.append({"name": name, "note": error.fact})
-                continue
-            keys = ("distortion", "latency_s", "energy_j", "device_bytes")
-            note = "chosen" if name == plan.cut.name else ""
-            rows.append({"name": name, "note": note, **{key: other.predicted[key] for key in keys}})
-        return rows
 
     def curve_rows(self, plan: Plan) -> dict[str, list[dict[str, Any]]]:
         return {

@@ -6,7 +6,6 @@
 * ``curves``: layer -> list of {"bits_per_weight", "distortion", "scaled_l1", "chosen"}: the options that were
   scored; ``distortion`` is the relative output error, ``scaled_l1`` is lam E|w - w'| (unit-free) or None.
 * ``latency_parts``: list of [name, seconds] whose sum is the predicted latency; default from the plan.
-* ``alternatives``: list of {"name", "distortion", "latency_s", "energy_j", "device_bytes", "note"}.
 * ``weight_numel``: layer -> number of weights.
 * ``quality``: list of {"name", "value", ...} rows to print after the bounds, columns as they come.
 * ``notes``: list of str, losses and estimates in words.

@@ -197,10 +197,10 @@ def optimality_sentence(plan: Plan) -> str:
     return f"optimal for the additive table up to a proven gap of {100 * float(gap):.2g} %, over {over}"
 
 
-def alternative_rows(details: Mapping[str, Any]) -> list[Row]:
+def alternative_rows(plan: Plan) -> list[Row]:
     """The cuts considered beside the chosen one."""
     rows = []
-    for entry in details.get("alternatives") or ():
+    for entry in plan.alternatives.get("cuts") or ():
         rows.append(
             {
                 "cut": str(entry.get("name")),
@@ -212,6 +212,53 @@ def alternative_rows(details: Mapping[str, Any]) -> list[Row]:
             }
         )
     return rows
+
+
+def front_rows(plan: Plan) -> list[Row]:
+    """The front over the tightest row of the budget, one row a plan."""
+    front = plan.alternatives.get("front") or {}
+    if not front:
+        return []
+    name, key, unit = _RESOURCES[front["axis"]]
+    goal, goal_key, goal_unit = _RESOURCES[front["objective"]]
+    return [
+        {
+            f"{name} up to": quantity(row["limit"], unit),
+            name: quantity(row[key], unit),
+            goal: quantity(row[goal_key], goal_unit),
+            "cut": row["cut"],
+            "proven gap": f"{100 * row['gap']:.2g} %",
+        }
+        for row in front["rows"]
+    ]
+
+
+def bandwidth_sentence(plan: Plan) -> str:
+    """The interval of uplink rates in which the plan stays feasible and the best of the stored ones."""
+    band = plan.alternatives.get("bandwidth")
+    if not band:
+        return ""
+    least, most = band["least_bps"], band["most_bps"]
+    if not least and most is None:
+        return "this plan stays feasible and the best of the stored ones at every bandwidth of the link"
+    ends = [f"from {format_rate(least)}" if least else "from 0"]
+    ends += [f"to {format_rate(most)}" if most is not None else "upward"]
+    told = f"this plan stays feasible and the best of the stored ones {' '.join(ends)} of uplink"
+    why = {"below": band["least_because"], "above": band["most_because"]}
+    reasons = [f"{where}: {_reason(reason)}" for where, reason in why.items() if reason is not None]
+    return f"{told} (now {format_rate(band['uplink_bps'])}; {'; '.join(reasons)})"
+
+
+def _reason(reason: str) -> str:
+    return f"over the {_RESOURCES[reason][0]} budget" if reason in _RESOURCES else reason
+
+
+def format_rate(bits_per_second: float) -> str:
+    """20e6 -> "20 Mbit/s"."""
+    for step, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if bits_per_second >= step:
+            return f"{bits_per_second / step:.3g} {prefix}bit/s"
+    return f"{bits_per_second:.3g} bit/s"
 
 
 def _optional(value: float | None, unit: str) -> str:

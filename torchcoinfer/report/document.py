@@ -40,7 +40,9 @@ class Report:
             ("WEIGHTS (units of the weights)", "\n".join(content.weight_sentences(plan))),
             ("OUTPUT (relative output error)", format_table(content.output_rows(plan))),
             ("QUALITY", format_table(details.get("quality") or ())),
-            ("ALTERNATIVES", format_table(content.alternative_rows(details))),
+            ("ALTERNATIVES", format_table(content.alternative_rows(plan))),
+            ("FRONT", format_table(content.front_rows(plan))),
+            ("BANDWIDTH", content.bandwidth_sentence(plan)),
             ("CLAIM", content.optimality_sentence(plan)),
             ("NOTES", "\n".join(notes)),
         ]

@@ -74,7 +74,9 @@ def render(plan: Plan, details: Mapping[str, Any]) -> str:
         _section("Weights: in units of the weights", _paragraphs(content.weight_sentences(plan))),
         _curves(details),
         _layers(plan, details),
-        _section("Alternatives considered", _table(content.alternative_rows(details))),
+        _section("Alternatives considered", _table(content.alternative_rows(plan))),
+        _section("Front", _table(content.front_rows(plan))),
+        _section("Bandwidth", _paragraphs([line for line in [content.bandwidth_sentence(plan)] if line])),
         _section("Notes", notes),
     ]
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>'

@@ -33,6 +33,8 @@ class Option:
     symmetric: bool = False
     activation_bits: int | None = None
     algorithm: str = "none"  # "none" | "nearest" (clip search) | "obs" (error-compensated)
+    kept_rows: float = 1.0  # structured pruning: shares of the output and input channels that stay
+    kept_columns: float = 1.0
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -45,6 +47,11 @@ def kept_per_block(rows_in_block: int, columns: int, sparsity: float) -> int:
     return round((1.0 - sparsity) * rows_in_block * columns)
 
 
+def kept_size(option: Option, rows: int, columns: int) -> tuple[int, int]:
+    """Rows and columns that structured pruning leaves: at least one of each."""
+    return max(1, round(option.kept_rows * rows)), max(1, round(option.kept_columns * columns))
+
+
 def packed_bytes(option: Option, rows: int, columns: int, float_bytes: int = 4) -> int:
     """Bytes of the packed weight: codes, scales, zero points, indices and masks; not the bias.
 
@@ -53,6 +60,7 @@ def packed_bytes(option: Option, rows: int, columns: int, float_bytes: int = 4) 
         rows, columns: N and K of the weight seen as a matrix.
         float_bytes: bytes of an uncompressed element.
     """
+    rows, columns = kept_size(option, rows, columns)
     if option.format == "float":
         return rows * columns * float_bytes
     blocks, tiles = ceil_div(rows, BLOCK_ROWS), ceil_div(columns, TILE_COLUMNS)

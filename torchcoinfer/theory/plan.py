@@ -11,8 +11,10 @@ from types import MappingProxyType
 from typing import Any
 
 from torchcoinfer.errors import PlanError
+from torchcoinfer.theory.options import Option
 
-PLAN_VERSION = 1
+PLAN_VERSION = 2
+READABLE = {1: ("alternatives",)}  # older version -> fields that it does not have yet
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,13 @@ class LayerPlan:
     predicted: float
     kept_channels: tuple[int, ...] | None = None  # structured pruning, with its coupling group
     channel_group: str | None = None
+    kept_rows: float = 1.0  # shares of the output and input channels that structured pruning keeps
+    kept_columns: float = 1.0
+
+    @property
+    def option(self) -> Option:
+        """The storage and algorithm that this row asks for."""
+        return Option(**{f.name: getattr(self, f.name) for f in fields(Option)})
 
 
 @dataclass(frozen=True)
@@ -55,7 +64,10 @@ LAYER_TYPES: Mapping[str, tuple[tuple[type, ...], bool]] = {
     "predicted": ((float, int), False),
     "kept_channels": ((list, tuple), True),
     "channel_group": ((str,), True),
+    "kept_rows": ((float, int), False),
+    "kept_columns": ((float, int), False),
 }
+LAYER_OPTIONAL = {"kept_channels", "channel_group", "kept_rows", "kept_columns"}
 
 
 def _frozen(value: Any) -> Any:
@@ -78,10 +90,10 @@ def _broken(fact: str, got: Any, expected: str) -> PlanError:
 
 
 def _layer_from(name: str, values: Any) -> LayerPlan:
-    if not isinstance(values, dict) or not set(LAYER_TYPES) >= set(values) >= set(LAYER_TYPES) - {
-        "kept_channels",
-        "channel_group",
-    }:
+    if (
+        not isinstance(values, dict)
+        or not set(LAYER_TYPES) >= set(values) >= set(LAYER_TYPES) - LAYER_OPTIONAL
+    ):
         raise _broken(
             f"layer {name!r} of the plan has the wrong fields", values, f"the fields {sorted(LAYER_TYPES)}"
         )
@@ -96,6 +108,9 @@ def _layer_from(name: str, values: Any) -> LayerPlan:
             )
     if not 0.0 <= values["sparsity"] < 1.0:
         raise _broken(f"sparsity of layer {name!r} is out of range", values["sparsity"], "a share in [0, 1)")
+    for key in ("kept_rows", "kept_columns"):
+        if not 0.0 < values.get(key, 1.0) <= 1.0:
+            raise _broken(f"{key} of layer {name!r} is out of range", values[key], "a share in (0, 1]")
     channels = values.get("kept_channels")
     return LayerPlan(**{**values, "kept_channels": None if channels is None else tuple(channels)})
 
@@ -130,10 +145,14 @@ class Plan:
             ``basis``: name -> "measured" | "estimated".
         bounds: two blocks, weights and output.
         optimality: objective, value, dual_bound, gap, lagrangian_bound (without branching; None if placement
-            was part of the program), cuts (how many were compared), over ("all frontiers" | "candidate
-            cuts" | "the fixed cut").
+            was part of the program), shapley_folkman_gap (what theory.md §5 allows between the optimum and
+            the Lagrangian dual; None where it says nothing), cuts (how many were compared), over ("all
+            frontiers" | "candidate cuts" | "the fixed cut").
         provenance: model_hash, device, server, link, versions, seed.
         budget: the rows as given, SI.
+        alternatives: what else was considered (``theory.alternatives``): ``cuts``, the best plan of other
+            cuts; ``front``, the front over the budget's tightest row; ``bandwidth``, the interval of uplink
+            rates in which this plan stays feasible and the best of the stored ones. Empty if not explored.
     """
 
     layers: Mapping[str, LayerPlan]
@@ -144,10 +163,11 @@ class Plan:
     optimality: Mapping[str, Any]
     provenance: Mapping[str, Any]
     budget: Mapping[str, float]
+    alternatives: Mapping[str, Any] = field(default_factory=dict)
     version: int = field(default=PLAN_VERSION)
 
     def __post_init__(self) -> None:
-        for name in ("layers", "resources", "predicted", "bounds", "optimality", "provenance", "budget"):
+        for name in {f.name for f in fields(self)} - {"cut", "version"}:
             object.__setattr__(self, name, _frozen(getattr(self, name)))
 
     def __reduce__(self) -> Any:  # read-only views do not pickle or deepcopy
@@ -170,7 +190,11 @@ class Plan:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Plan:
-        """The inverse of ``to_json``. Raises PlanError on truncated text, another version, or wrong types."""
+        """The inverse of ``to_json``; also reads the versions in ``READABLE``, as plans of this version.
+
+        Raises:
+            PlanError: truncated text, another version, or wrong types.
+        """
         try:
             values = json.loads(text)
         except (ValueError, TypeError, RecursionError) as error:
@@ -178,12 +202,14 @@ class Plan:
         names = {f.name for f in fields(cls)}
         if not isinstance(values, dict) or "version" not in values:
             raise _broken("this is not a plan", type(values).__name__, f"a mapping with {sorted(names)}")
-        if values["version"] != PLAN_VERSION or isinstance(values["version"], bool):
+        version = values["version"]
+        if isinstance(version, bool) or version not in (PLAN_VERSION, *READABLE):
             raise PlanError(
-                "the plan has another version", got=repr(values["version"]),
-                expected=f"version {PLAN_VERSION}",
+                "the plan has another version", got=repr(version),
+                expected=f"version {PLAN_VERSION}, or {', '.join(map(str, READABLE))}",
                 remedy="make the plan again with this version of torchcoinfer",
             )  # fmt: skip
+        values = {**dict.fromkeys(READABLE.get(version, ()), {}), **values, "version": PLAN_VERSION}
         if set(values) != names:
             raise _broken("the plan has the wrong fields", sorted(values), f"exactly {sorted(names)}")
         for name in sorted(names - {"cut", "version"}):

@@ -39,13 +39,21 @@ PROPOSALS = 60  # frontiers asked for at most; what is left unproven then shows 
 __all__ = ["Choice", "CutOption", "Problem", "Solution", "build_problem", "solve", "solve_table"]
 
 
-def solve_table(table: Table, objective: str, limits: Mapping[str, float], gap: float) -> Solution | None:
+def solve_table(
+    table: Table,
+    objective: str,
+    limits: Mapping[str, float],
+    gap: float,
+    start: tuple[int, np.ndarray] | None = None,
+) -> Solution | None:
     """Least ``objective`` over all pairs of the table within ``limits``, to a relative gap; None: impossible.
 
     The states of a cut are first relaxed into one knapsack: mostly its plan is feasible in one of them, or
-    its bound rules all of them out.
+    its bound rules all of them out. ``start``: pair and items of a plan that is known already.
     """
     real, incumbent = make_knapsacks(table, objective, limits), Incumbent()
+    if start is not None:
+        offer(real, incumbent, *start)
     relaxed = relax_states(real)
     outer, inner = DualState.start(relaxed, incumbent), DualState.start(real, incumbent)
     bound_pairs(relaxed, outer, gap, np.arange(len(relaxed.members)))
@@ -173,7 +181,7 @@ def _uniform_optimum(
     return best
 
 
-def _infeasible(table: Table, rows: Mapping[str, float]) -> InfeasibleBudget:
+def infeasible(table: Table, rows: Mapping[str, float]) -> InfeasibleBudget:
     """The error for an impossible budget: its least common relaxation, and the least value of each row."""
     problem, least, best = table.problem, {}, None
     for own in uniform_tables(table) if problem.search.mode == "analytic" else [table]:
@@ -224,7 +232,7 @@ def solve(problem: Problem) -> Plan:
     rows, objective = problem.budget.rows(), problem.search.minimize
     table, best = optimum(problem, objective, rows)
     if best is None:
-        raise _infeasible(table, rows)
+        raise infeasible(table, rows)
     return make_plan(*_settle_ties(problem, table, best, objective, rows), best)
 
 
@@ -244,7 +252,7 @@ def _settle_ties(
         own, other = optimum(harmless, "latency", rest)
         return (own, other) if other is not None else (table, chosen)
     if objective == "distortion":
-        chosen = _fastest_state(table, chosen, tightest(rows, ceilings(problem, table)))
+        chosen = fastest_state(table, chosen, tightest(rows, ceilings(problem, table)))
     return table, chosen
 
 
@@ -262,7 +270,7 @@ def _without_distortion(problem: Problem) -> Problem:
     return replace(problem, choices=choices, cut_options=cut_options)
 
 
-def _fastest_state(table: Table, best: Solution, limits: Mapping[str, float]) -> Solution:
+def fastest_state(table: Table, best: Solution, limits: Mapping[str, float]) -> Solution:
     """The same options and cut at the clocks and power that are fastest within the limits."""
     cut = table.pair_cut[best.pair]
     for pair in np.flatnonzero(table.pair_cut == cut):

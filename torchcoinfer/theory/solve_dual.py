@@ -264,6 +264,7 @@ def subgradient(
         slope = np.where((m <= 0) & (slope < 0), 0.0, slope)
         known = np.isfinite(state.incumbent.value)
         reach = state.incumbent.value - values if known else 0.1 * np.abs(values)
-        length = step * np.maximum(reach, 0.0) / np.maximum((slope**2).sum(axis=1), 1e-300)
+        norm = (slope**2).sum(axis=1)
+        length = step * np.maximum(reach, 0.0) / np.where(norm > 1e-100, norm, np.inf)
         m = np.maximum(m + length[:, None] * slope, 0.0)
         pairs, m, step, stale = _keep_open(state, pairs, gap, m, step, stale)

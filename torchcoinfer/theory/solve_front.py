@@ -1,21 +1,24 @@
-"""Stored fronts: re-plan for another link, clock or budget in milliseconds, and sweep a budget axis.
+"""Stored fronts: re-plan for another link, clock or budget in milliseconds.
 
 Loads do not change when a bandwidth, a clock or a limit does; only their weights do. So for every candidate
 cut a set of good choices is kept as sums of the base quantities (``solve_table.BASE``), and a new situation
-re-weighs them. What that may lose is proven each time: the Lagrangian bound at the new rows.
+re-weighs them. What that may lose is proven each time: the Lagrangian bound at the new rows. Every plan found
+on the way is kept, too.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import numpy as np
 
 from torchcoinfer.errors import ArgumentError
-from torchcoinfer.theory.budget import BUDGET_FIELDS, Budget
+from torchcoinfer.theory.budget import Budget
 from torchcoinfer.theory.costs import DeviceProfile, LinkProfile
-from torchcoinfer.theory.plan import PREDICTED_OF_ROW, Plan
-from torchcoinfer.theory.solve import ceilings, optimum, solve, tightest
+from torchcoinfer.theory.plan import Plan
+from torchcoinfer.theory.solve import ceilings, fastest_state, solve, solve_table, tightest
+from torchcoinfer.theory.solve_analytic import uniform_tables
 from torchcoinfer.theory.solve_dual import (
     DualState,
     Incumbent,
@@ -44,17 +47,36 @@ class Fronts:
     Args:
         problem: as for ``solve``; its budget rows and objective decide which states are considered.
         seed: of the sampled mixtures of resources.
+        rows: further rows that later budgets may limit.
+
+    Attributes:
+        table: the problem as arrays. cuts [n], items [n, G], totals [n, BASE]: the stored choices, by cut.
     """
 
-    def __init__(self, problem: Problem, seed: int = 0):
-        self.problem = problem
-        self.table = make_table(problem, {*problem.budget.rows(), problem.search.minimize})
-        self.cuts, self.items = self._sample(seed)
-        relaxed = relax_states(self._knapsacks(self.table, problem.budget))
+    def __init__(self, problem: Problem, seed: int = 0, rows: Iterable[str] = ()):
+        self.problem, self.objective = problem, problem.search.minimize
+        self.table = make_table(problem, {*problem.budget.rows(), self.objective, *rows})
+        papers = problem.search.mode == "analytic"
+        tables = uniform_tables(self.table) if papers else [self.table]
+        both = np.unique(np.concatenate([self._sample(own, seed) for own in tables]), axis=0)
+        self.cuts, self.items = both[:, 0], both[:, 1:]
+        self.totals = self._totals(self.cuts, self.items)
+        relaxed = relax_states(self._knapsacks(self.table, problem.budget.rows()))
         state = DualState.start(relaxed, Incumbent())
         bound_pairs(relaxed, state, 0.0, np.arange(len(relaxed.members)))
         self.names, self.multipliers = relaxed.names, state.multipliers
-        self._add_exchanged(relaxed)
+        if not papers:
+            self._add_exchanged(relaxed)
+
+    def _totals(self, cuts: np.ndarray, items: np.ndarray) -> np.ndarray:
+        return chosen_totals(replace(self.table, pair_cut=cuts), np.arange(len(cuts)), items)
+
+    def add(self, cuts: np.ndarray, items: np.ndarray) -> None:
+        """Stores more choices. cuts [m], items [m, G]."""
+        order = np.argsort(np.concatenate([self.cuts, cuts]), kind="stable")
+        self.totals = np.concatenate([self.totals, self._totals(cuts, items)])[order]
+        self.items = np.concatenate([self.items, items])[order]
+        self.cuts = np.concatenate([self.cuts, cuts])[order]
 
     def _add_exchanged(self, relaxed: Knapsacks) -> None:
         """Per cut the plan that exchanges reach from its Lagrangian choice: near this budget's optimum."""
@@ -66,36 +88,30 @@ class Fronts:
             if start is not None:
                 cuts.append(cut)
                 found.append(improve(objective, rows, relaxed.slack[cut], start))
-        both = np.concatenate([self.cuts, np.array(cuts, dtype=np.int64)])
-        order = np.argsort(both, kind="stable")
-        items = np.concatenate([self.items, np.array(found, dtype=np.int64).reshape(-1, self.items.shape[1])])
-        self.cuts, self.items = both[order], items[order]
-        self.totals = chosen_totals(replace(self.table, pair_cut=self.cuts), np.arange(len(both)), self.items)
+        if found:
+            self.add(np.array(cuts, dtype=np.int64), np.array(found, dtype=np.int64))
 
-    def _knapsacks(self, table: Table, budget: Budget) -> Knapsacks:
-        limits = tightest(budget.rows(), ceilings(table.problem, table))
-        return make_knapsacks(table, self.problem.search.minimize, limits)
+    def _knapsacks(self, table: Table, rows: Mapping[str, float]) -> Knapsacks:
+        return make_knapsacks(table, self.objective, tightest(rows, ceilings(table.problem, table)))
 
-    def _sample(self, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Cut [n] and items [n, G] of distinct choices: least distortion plus priced resources, for many
-        prices."""
+    def _sample(self, table: Table, seed: int) -> np.ndarray:
+        """[n, 1 + G] cut and items of choices: least distortion plus priced resources, for many prices."""
         rng = np.random.default_rng(seed)
         resources = [DC, DS, SC, SS, DB, SB, WIRE]
         mixtures = np.concatenate([np.eye(len(resources)), np.ones((1, len(resources)))])
         mixtures = np.concatenate([mixtures, rng.dirichlet(np.full(len(resources), 0.4), DIRECTIONS)])
-        size = np.maximum(self.table.base.max(axis=(0, 1, 2)), 1e-300)
+        size = np.maximum(table.base.max(axis=(0, 1, 2)), 1e-300)
         prices = np.zeros((len(mixtures) * MAGNITUDES, len(BASE)))
         scale = size[E] / size[resources]
         steps = 10.0 ** np.linspace(-8, 2, MAGNITUDES)
         prices[:, resources] = (steps[:, None, None] * (mixtures * scale)[None]).reshape(-1, len(resources))
         prices[:, E] = 1.0
-        count = len(self.table.cuts)
-        cuts = np.repeat(np.arange(count), len(prices))
-        _, items = minimize_items(
-            replace(self.table, pair_cut=cuts), np.arange(len(cuts)), np.tile(prices, (count, 1))
-        )
-        rows = np.unique(np.concatenate([cuts[:, None], items], axis=1), axis=0)
-        return rows[:, 0], rows[:, 1:]
+        found = []
+        for cut in range(len(table.cuts)):
+            own = replace(table, pair_cut=np.full(len(prices), cut))
+            items = np.unique(minimize_items(own, np.arange(len(prices)), prices)[1], axis=0)
+            found.append(np.concatenate([np.full((len(items), 1), cut), items], axis=1))
+        return np.concatenate(found)
 
     def replan(
         self,
@@ -114,30 +130,61 @@ class Fronts:
             ArgumentError: the budget limits other rows, which need other fronts.
         """
         budget = budget or self.problem.budget
-        if set(budget.rows()) != set(self.problem.budget.rows()):
+        if not set(budget.rows()) <= set(self.table.goals):
             raise ArgumentError(
                 "a re-plan needs the rows of the stored fronts", got=sorted(budget.rows()),
-                expected=f"{sorted(self.problem.budget.rows())}", remedy="make new Fronts for this budget",
+                expected=f"among {sorted(self.table.goals)}", remedy="make new Fronts for this budget",
             )  # fmt: skip
         problem = replace(
             self.problem, budget=budget, link=link or self.problem.link, device=device or self.problem.device
         )
         table = self.table.reweighed(problem)
-        real, incumbent = self._knapsacks(table, budget), Incumbent()
+        best = None if problem.search.mode == "analytic" else self.best(table, budget.rows())
+        return make_plan(table, best, best) if best is not None else solve(problem)
+
+    def best(self, table: Table, limits: Mapping[str, float], gap: float | None = None) -> Solution | None:
+        """The best stored choice within ``limits``, and what it may lose; None if no stored choice fits.
+
+        Args:
+            table: this problem's, perhaps re-weighed.
+            gap: relative gap to which the answer is finished exactly, starting from the stored choice (then
+                None says that no plan at all fits); None: as good as the stored choices are.
+        """
+        real, incumbent = self._knapsacks(table, limits), Incumbent()
         relaxed = relax_states(real)
         self._offer_stored(real, relaxed, incumbent)
-        if incumbent.items is None:
-            return solve(problem)
-        outer = DualState.start(relaxed, incumbent)
-        outer.multipliers[:] = self.multipliers if self.names == real.names else 0.0
-        subgradient(relaxed, outer, np.arange(len(relaxed.members)), problem.search.gap, REPLAN_STEPS)
-        bound = min(incumbent.value, max(0.0, float(outer.bound.min())))
-        rows = table.evaluate(incumbent.pair, incumbent.items)
-        best = Solution(incumbent.pair, incumbent.items, incumbent.value, bound, rows, len(table.cuts))
-        return make_plan(table, best, best)
+        best = None
+        if incumbent.items is not None:
+            outer = DualState.start(relaxed, incumbent)
+            outer.multipliers[:] = self.multipliers if self.names == real.names else 0.0
+            everywhere = np.arange(len(relaxed.members))
+            subgradient(relaxed, outer, everywhere, self.problem.search.gap, REPLAN_STEPS)
+            bound = min(incumbent.value, max(0.0, float(outer.bound.min())))
+            rows = table.evaluate(incumbent.pair, incumbent.items)
+            best = Solution(incumbent.pair, incumbent.items, incumbent.value, bound, rows, len(table.cuts))
+        if gap is not None and (best is None or best.gap > gap):
+            start = None if best is None else (best.pair, best.items)
+            best = solve_table(table, self.objective, dict(zip(real.names, real.limits)), gap, start)
+        if best is None:
+            return None
+        self.add(table.pair_cut[[best.pair]], best.items[None])
+        if self.objective == "distortion":
+            best = fastest_state(table, best, dict(zip(real.names, real.limits)))
+        return best
 
-    def _offer_stored(self, real: Knapsacks, relaxed: Knapsacks, incumbent: Incumbent) -> None:
-        """Re-weighs all stored choices in all states, and improves the best few."""
+    def best_of_cuts(self, table: Table, limits: Mapping[str, float]) -> dict[int, Solution]:
+        """Cut -> its best stored choice within ``limits``, where it has one."""
+        real, found = self._knapsacks(table, limits), {}
+        for cost, pair, stored in self._stored(real, relax_states(real)):
+            if np.isfinite(cost):
+                rows = table.evaluate(pair, self.items[stored])
+                cut = int(table.pair_cut[pair])
+                found[cut] = Solution(pair, self.items[stored], rows[self.objective], 0.0, rows, 1)
+        return found
+
+    def _stored(self, real: Knapsacks, relaxed: Knapsacks) -> list[tuple[float, int, int]]:
+        """Per cut: the least objective of its stored choices in all states, the pair, the choice; best
+        first."""
         table = real.table
         first = np.searchsorted(self.cuts, np.arange(len(table.cuts)))
         last = np.searchsorted(self.cuts, np.arange(len(table.cuts)), side="right")
@@ -149,44 +196,13 @@ class Fronts:
             costs[(used > real.slack[pairs]).any(axis=2)] = np.inf
             k, p = np.unravel_index(costs.argmin(), costs.shape)
             best.append((float(costs[k, p]), int(pairs[p]), int(first[cut] + k)))
-        for cost, pair, stored in sorted(best)[:TRIED]:
+        return sorted(best)
+
+    def _offer_stored(self, real: Knapsacks, relaxed: Knapsacks, incumbent: Incumbent) -> None:
+        """Re-weighs all stored choices in all states, and improves the best few."""
+        for cost, pair, stored in self._stored(real, relaxed)[:TRIED]:
             if np.isfinite(cost):
                 objective, rows = real.pair_costs(pair)
                 better = improve(objective, rows, real.slack[pair], self.items[stored])
                 if not offer(real, incumbent, pair, better):
                     offer(real, incumbent, pair, self.items[stored])
-
-
-def pareto(problem: Problem, axis: str, points: int = 9) -> tuple[Plan, ...]:
-    """Plans along one budget row, from its least value to where it no longer binds; dominated ones left out.
-
-    The other rows of ``problem.budget`` stay as they are. Limits are spaced geometrically; each plan is
-    solved to ``search.gap``.
-
-    Args:
-        axis: a row of Budget. points: limits tried, at least 2.
-
-    Raises:
-        ArgumentError: no such row. InfeasibleBudget: the other rows alone are impossible.
-    """
-    if axis not in BUDGET_FIELDS or axis == "certified_distortion" or axis == problem.search.minimize:
-        raise ArgumentError(
-            "there is no front along this row", got=repr(axis), expected=f"one of {sorted(PREDICTED_OF_ROW)}",
-            remedy="choose a row of Budget other than the objective",
-        )  # fmt: skip
-    others = {name: value for name, value in problem.budget.rows().items() if name != axis}
-    others = others or {"latency": 1e30}  # a row that never binds, since a budget needs one
-    name = PREDICTED_OF_ROW[axis]
-    free = solve(replace(problem, budget=Budget(**others)))
-    least = optimum(problem, axis, others)[1]
-    low = max(least.value * (1 + 1e-9) if least is not None else 0.0, 1e-6 * free.predicted[name])
-    plans = []
-    if low > 0:
-        for limit in np.geomspace(low, max(free.predicted[name], low), max(points, 2))[:-1].tolist():
-            plans.append(solve(replace(problem, budget=Budget(**{**others, axis: limit}))))
-    plans.append(free)
-    objective, kept = PREDICTED_OF_ROW[problem.search.minimize], []
-    for plan in plans:
-        if not kept or plan.predicted[objective] < kept[-1].predicted[objective]:
-            kept.append(plan)
-    return tuple(kept)

@@ -81,7 +81,8 @@ def core_plan(
     for g, items in core.items():
         own = np.array([base[g], *items])
         cost = (cost[:, None] + objective[g, own] - objective[g, base[g]]).ravel()
-        used = (used[:, None, :] + (rows[:, g, own] - rows[:, g, base[g]][:, None]).T).reshape(-1, len(rows))
+        used = used[:, None, :] + (rows[:, g, own] - rows[:, g, base[g]][:, None]).T
+        used = used.reshape(len(cost), len(rows))
         picks.append((g, own))
     cost = np.where((used <= slack).all(axis=1), cost, np.inf)
     best = int(cost.argmin())
