@@ -1,0 +1,307 @@
+"""The problems of [Q] and [P*] as published: one global choice for the device's part, continuous clocks.
+
+[Q] = arXiv 2602.13052: one bit-width, one split given, communication left out. [P*] = derived here from the
+abstract of arXiv 2505.09214: one pruned share for both parts, several splits, with the link. Both are a small
+table (splits x levels) whose every cell has a closed form or a one-dimensional convex solution
+(``resources``), so the joint design is found by going through all cells; the papers' baselines go through
+some of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from torchcoinfer.errors import ArgumentError
+from torchcoinfer.theory.bounds import FloatArray, lower_distortion, pruning_l1, upper_distortion
+from torchcoinfer.theory.resources import (
+    Q_DEVICE,
+    Q_DEVICE_FLOPS_PER_CYCLE,
+    Q_FLOAT_BITS,
+    Q_SERVER,
+    Q_SERVER_FLOPS_PER_CYCLE,
+    Allocation,
+    Radio,
+    Stage,
+    largest_load,
+    least_energy,
+    least_energy_with_link,
+)
+
+
+@dataclass(frozen=True)
+class PaperSystem:
+    """Device, server and link of the papers; the defaults are [Q]'s constants.
+
+    Attributes:
+        float_bits: b, the width of full precision; [Q] does not state it.
+        radio: None leaves communication out of time and energy, as [Q] does.
+    """
+
+    device: Stage = Q_DEVICE
+    server: Stage = Q_SERVER
+    device_flops_per_cycle: float = Q_DEVICE_FLOPS_PER_CYCLE
+    server_flops_per_cycle: float = Q_SERVER_FLOPS_PER_CYCLE
+    float_bits: int = Q_FLOAT_BITS
+    radio: Radio | None = None
+
+
+@dataclass(frozen=True)
+class PaperModel:
+    """A model of [Q]'s evaluation with its nominal budget; [Q] does not state where it is split."""
+
+    flops: float
+    parameters: float
+    latency_s: float
+    energy_j: float
+
+
+Q_SYSTEM = PaperSystem()
+Q_MODELS: Mapping[str, PaperModel] = MappingProxyType(
+    {
+        "BLIP-2 2.7B": PaperModel(533.66e9, 3.75e9, 3.5, 2.0),
+        "GIT-base": PaperModel(212.27e9, 176.62e6, 2.0, 2.0),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Work on either side (FLOPs at full precision) and bits on the link of one split point."""
+
+    name: str
+    device_flops: float
+    link_bits: float
+    server_flops: float
+
+
+@dataclass(frozen=True)
+class Level:
+    """One global choice: the shares of the device's and of the server's work that it leaves."""
+
+    name: str
+    device_share: float
+    server_share: float = 1.0
+
+
+@dataclass(frozen=True)
+class Design:
+    """A choice that keeps both limits: indices of split and level, the distortion, clocks and power."""
+
+    split: int
+    level: int
+    distortion: float
+    allocation: Allocation
+
+
+def bit_levels(bits: Sequence[int], float_bits: int = Q_FLOAT_BITS) -> tuple[Level, ...]:
+    """[Q]: a width of b bits leaves b/float_bits of the device's work; the server stays as it is."""
+    return tuple(Level(f"{b} bits", b / float_bits) for b in bits)
+
+
+def pruning_levels(sparsities: Sequence[float]) -> tuple[Level, ...]:
+    """[P*]: a pruned share rho leaves 1 - rho of the work of both parts."""
+    return tuple(Level(f"{rho:g} pruned", 1.0 - rho, 1.0 - rho) for rho in sparsities)
+
+
+def bound_gap(bits: ArrayLike, lam: float = 1.0) -> FloatArray:
+    """[Q]'s objective D_U(R) - D_L(R) at R = b - 1 magnitude bits, strictly decreasing in b.
+
+    Raises:
+        ArgumentError: b < 2: with the sign alone D_U does not exist (it diverges as R goes to 0).
+    """
+    rate = np.asarray(bits, float) - 1.0
+    if np.any(rate < 1.0):
+        raise ArgumentError("[Q]'s bounds need a magnitude bit", got=bits, expected="bits >= 2")
+    return upper_distortion(rate, lam) - lower_distortion(rate, lam)
+
+
+def gap_table(
+    splits: Sequence[Split], bits: Sequence[int], lam: float = 1.0, float_bits: int = Q_FLOAT_BITS
+) -> FloatArray:
+    """[splits, bits]: [Q]'s objective per weight of the whole model, weights shared out as the FLOPs are.
+
+    Weights of the server count as a code of ``float_bits``, so that splits can be compared with each other;
+    for one split it is [Q]'s objective up to an affine map.
+    """
+    total = np.array([s.device_flops + s.server_flops for s in splits])
+    share = np.array([s.device_flops for s in splits]) / np.where(total > 0, total, 1.0)
+    return share[:, None] * bound_gap(bits, lam) + (1.0 - share[:, None]) * bound_gap(float_bits, lam)
+
+
+def pruning_table(splits: Sequence[Split], sparsities: Sequence[float], lam: float = 1.0) -> FloatArray:
+    """[splits, sparsities]: D1(rho) of [P*], the same for every split: both parts are pruned."""
+    return np.tile(pruning_l1(np.asarray(sparsities, float), lam), (len(splits), 1))
+
+
+@dataclass(frozen=True)
+class PaperProblem:
+    """A table of distortions over splits and levels under a latency T0 and an energy E0 ([Q]'s sum).
+
+    Attributes:
+        distortion: [splits, levels], what is minimized: a bound, or the measured error of the output.
+    """
+
+    splits: tuple[Split, ...]
+    levels: tuple[Level, ...]
+    distortion: FloatArray
+    latency_s: float
+    energy_j: float
+    system: PaperSystem = Q_SYSTEM
+
+    def __post_init__(self) -> None:
+        table = np.asarray(self.distortion, float)
+        if table.shape != (len(self.splits), len(self.levels)) or not np.isfinite(table).all():
+            raise ArgumentError(
+                "the distortions do not belong to these splits and levels",
+                got=f"shape {table.shape}",
+                expected=f"finite, shape {(len(self.splits), len(self.levels))}",
+            )
+        object.__setattr__(self, "distortion", table)
+
+    def loads(self, split: int, level: int) -> tuple[float, float, float]:
+        """Cycles on the device, bits on the link, cycles on the server."""
+        s, own, system = self.splits[split], self.levels[level], self.system
+        return (
+            own.device_share * s.device_flops / system.device_flops_per_cycle,
+            s.link_bits,
+            own.server_share * s.server_flops / system.server_flops_per_cycle,
+        )
+
+    def least_energy(self, split: int, level: int) -> Allocation | None:
+        """The cell's least energy within the latency; None: not within it."""
+        return _least_energy(self.loads(split, level), self.latency_s, self.system)
+
+    def spent(self, split: int, level: int, clocks: Allocation) -> Allocation:
+        """Energy and latency of the cell at the given clocks and power."""
+        a1, bits, a2 = self.loads(split, level)
+        system = self.system
+        seconds = [a1 / clocks.device_hz if a1 else 0.0, 0.0, a2 / clocks.server_hz if a2 else 0.0]
+        if system.radio is not None and bits:
+            seconds[1] = bits / system.radio.rate_bps(clocks.transmit_w)
+        joules = system.device.coefficient * a1 * clocks.device_hz**2
+        joules += clocks.transmit_w * seconds[1]
+        joules += system.server.coefficient * a2 * clocks.server_hz**2
+        return Allocation(joules, math.fsum(seconds), clocks.device_hz, clocks.server_hz, clocks.transmit_w)
+
+    def keeps(self, spent: Allocation) -> bool:
+        return spent.latency_s <= self.latency_s and spent.energy_j <= self.energy_j
+
+    def order(self) -> list[tuple[int, int]]:
+        """All cells from the least distortion up; ties: the earlier split, then the earlier level."""
+        flat = np.argsort(self.distortion, axis=None, kind="stable")
+        return [(int(i) // len(self.levels), int(i) % len(self.levels)) for i in flat]
+
+
+def _least_energy(
+    loads: tuple[float, float, float], latency_s: float, system: PaperSystem
+) -> Allocation | None:
+    a1, bits, a2 = loads
+    if system.radio is None:
+        return least_energy(a1, a2, latency_s, system.device, system.server)
+    return least_energy_with_link(a1, bits, a2, latency_s, system.device, system.server, system.radio)
+
+
+def joint_design(problem: PaperProblem, splits: Sequence[int] | None = None) -> Design | None:
+    """The least distortion over all levels, clocks and powers, and over ``splits`` (default: all).
+
+    Exact: cells are tried from the least distortion up, each at its least energy. None: impossible.
+    """
+    allowed = range(len(problem.splits)) if splits is None else splits
+    for split, level in problem.order():
+        if split in allowed:
+            found = problem.least_energy(split, level)
+            if found is not None and found.energy_j <= problem.energy_j:
+                return Design(split, level, float(problem.distortion[split, level]), found)
+    return None
+
+
+def on_device(problem: PaperProblem) -> Design | None:
+    """Baseline: everything on the device; only level and clock are chosen."""
+    return joint_design(problem, [i for i, s in enumerate(problem.splits) if s.server_flops == 0])
+
+
+def on_server(problem: PaperProblem) -> Design | None:
+    """Baseline: everything on the server; only clock (and power, and what the server's level is) chosen."""
+    return joint_design(problem, [i for i, s in enumerate(problem.splits) if s.device_flops == 0])
+
+
+def fixed_frequency(
+    problem: PaperProblem, clocks: Allocation, splits: Sequence[int] | None = None
+) -> Design | None:
+    """Baseline: clocks and power fixed beforehand; level (and split) the best that keep both limits."""
+    allowed = range(len(problem.splits)) if splits is None else splits
+    for split, level in problem.order():
+        if split in allowed:
+            spent = problem.spent(split, level, clocks)
+            if problem.keeps(spent):
+                return Design(split, level, float(problem.distortion[split, level]), spent)
+    return None
+
+
+def feasible_random(
+    problem: PaperProblem,
+    draws: int,
+    seed: int = 0,
+    splits: Sequence[int] | None = None,
+    most_tries: int = 20000,
+) -> list[Design]:
+    """Baseline: split, level, clocks and power drawn uniformly until ``draws`` of them keep both limits.
+
+    Fewer than ``draws`` come back, perhaps none, when ``most_tries`` did not give them.
+    """
+    system, generator = problem.system, np.random.default_rng(seed)
+    allowed = list(range(len(problem.splits)) if splits is None else splits)
+    highest = (system.device.max_hz, system.server.max_hz, system.radio.max_w if system.radio else 0.0)
+    found: list[Design] = []
+    for _ in range(most_tries):
+        if len(found) == draws:
+            break
+        split = allowed[int(generator.integers(len(allowed)))]
+        level = int(generator.integers(len(problem.levels)))
+        f, g, p = ((1.0 - generator.random()) * top for top in highest)  # never 0
+        spent = problem.spent(split, level, Allocation(0.0, 0.0, f, g, p))
+        if problem.keeps(spent):
+            found.append(Design(split, level, float(problem.distortion[split, level]), spent))
+    return found
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """The relaxed width, what the papers make of it (rounded to nearest), and the exact answer."""
+
+    relaxed_bits: float
+    rounded_bits: int
+    rounded_is_feasible: bool
+    best_bits: int
+
+
+def nearest_rounding(
+    split: Split, latency_s: float, energy_j: float, most_bits: int = 16, system: PaperSystem = Q_SYSTEM
+) -> Rounding | None:
+    """[Q]'s own way: the width relaxed to a real number, then rounded to nearest without a re-check.
+
+    Rounded up it breaks a limit; the exact answer is the floor. Widths from 2 to ``most_bits``; None: not
+    even two bits are feasible.
+    """
+
+    def energy_of(bits: float) -> Allocation | None:
+        a1 = bits / system.float_bits * split.device_flops / system.device_flops_per_cycle
+        a2 = split.server_flops / system.server_flops_per_cycle
+        return _least_energy((a1, split.link_bits, a2), latency_s, system)
+
+    def fits(bits: float) -> bool:
+        found = energy_of(bits)
+        return found is not None and found.energy_j <= energy_j
+
+    if not fits(2.0):
+        return None
+    relaxed = largest_load(energy_of, energy_j, float(most_bits))
+    rounded = math.floor(relaxed + 0.5)
+    best = max(width for width in range(2, most_bits + 1) if fits(float(width)))
+    return Rounding(relaxed, rounded, fits(float(rounded)), best)
