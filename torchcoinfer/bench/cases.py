@@ -1,0 +1,36 @@
+"""What is raced: shapes by the models they come from, and one case of a race."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+GROUP_SIZE = 128
+# (N, K) of y = x W^T
+SHAPES = {
+    "llama": ((4096, 4096), (11008, 4096)),
+    "bert": ((384, 384), (1536, 384), (384, 1536), (3072, 768)),
+    "resnet": ((1000, 2048),),
+    "odd": ((97, 1003), (1000, 2048), (384, 1536)),
+}
+TOKENS = (1, 4, 16, 64)
+ACTIVATIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One race: y = x W^T with x [tokens, columns], W [rows, columns]."""
+
+    rows: int
+    columns: int
+    tokens: int
+
+    @property
+    def flops(self) -> float:
+        return 2.0 * self.rows * self.columns * self.tokens
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(M, K, N), as the rows of measurements give it."""
+        return self.tokens, self.columns, self.rows
