@@ -58,21 +58,38 @@ def _sparse_quantized(sparsity: float | str, bits: int, rows: int, columns: int)
     return SparseQuantLinear.from_quantized(codes, mask, scales, zeros, **options)
 
 
+_FLOATS = (("fp16", torch.float16), ("bf16", torch.bfloat16))
 # name -> maker of a layer [rows, columns]; W8A8 has one scale a row, as the int8 peers have
 FORMATS: dict[str, Callable[[int, int], nn.Module]] = {
     **{f"W{bits}": partial(_quantized, bits, None, GROUP_SIZE) for bits in BITS},
-    "W4A8": partial(_quantized, 4, 8, GROUP_SIZE),
-    "W8A8": partial(_quantized, 8, 8, 0),
-    "2:4 fp16": partial(_sparse, "2:4", torch.float16),
-    "2:4 bf16": partial(_sparse, "2:4", torch.bfloat16),
+    **{f"W{bits}A8": partial(_quantized, bits, 8, GROUP_SIZE if bits < 8 else 0) for bits in BITS},
+    **{f"2:4 {name}": partial(_sparse, "2:4", dtype) for name, dtype in _FLOATS},
     **{
         f"bitmap {100 * sparsity:.0f} % {name}": partial(_sparse, sparsity, dtype)
         for sparsity in (0.5, 0.8, 0.9)
-        for name, dtype in (("fp16", torch.float16), ("bf16", torch.bfloat16))
+        for name, dtype in _FLOATS
     },
-    "W4 + 2:4": partial(_sparse_quantized, "2:4", 4),
-    "W4 + bitmap 50 %": partial(_sparse_quantized, 0.5, 4),
+    **{f"W{bits} + 2:4": partial(_sparse_quantized, "2:4", bits) for bits in BITS},
+    **{f"W{bits} + bitmap 50 %": partial(_sparse_quantized, 0.5, bits) for bits in BITS},
 }
+# what a plain race runs: one width of the formats that exist in many
+RACED = tuple(
+    name
+    for name in FORMATS
+    if ("A8" not in name and "+" not in name) or name in ("W4A8", "W8A8", "W4 + 2:4", "W4 + bitmap 50 %")
+)
+
+
+class Copies(dict[str, list[nn.Module]]):
+    """Packed layers of one shape by format, made when first asked for: all races of the shape share them."""
+
+    def __init__(self, rows: int, columns: int):
+        super().__init__()
+        self._shape = rows, columns
+
+    def __missing__(self, name: str) -> list[nn.Module]:
+        self[name] = copies(name, *self._shape)
+        return self[name]
 
 
 def copies(name: str, rows: int, columns: int) -> list[nn.Module]:

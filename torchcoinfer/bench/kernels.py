@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from torchcoinfer.bench import ceilings, formats, goals, roofline, timing
-from torchcoinfer.bench.cases import ACTIVATIONS, SHAPES, TOKENS, Case
+from torchcoinfer.bench import ceilings, formats, goals, grid, roofline, timing
+from torchcoinfer.bench.cases import ACTIVATIONS, SHAPES, TOKENS, Case, shapes
 from torchcoinfer.bench.ceilings import Ceilings
-from torchcoinfer.bench.formats import FORMATS
+from torchcoinfer.bench.formats import FORMATS, RACED, Copies
 from torchcoinfer.bench.peers import PEERS, Missing, make_peers
 from torchcoinfer.bench.timing import Contender
 from torchcoinfer.ops import cpu_isa, has_kernels
@@ -32,26 +31,34 @@ RACE_S = 3.0
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``torchcoinfer bench kernels``."""
+    cores, names = len(os.sched_getaffinity(0)), ", ".join(SHAPES)
     parser.add_argument("--device", choices=["cpu"], default="cpu")
-    parser.add_argument("--shapes", nargs="+", choices=sorted(SHAPES), default=["llama", "bert"])
-    parser.add_argument("--tokens", nargs="+", type=int, default=list(TOKENS))
+    parser.add_argument("--shapes", nargs="+", help=f"{names} or KxN; default llama bert")
+    parser.add_argument("--tokens", nargs="+", type=int, help="rows of x; default 1 4 16 64")
     parser.add_argument("--peers", nargs="*", choices=list(PEERS), default=list(PEERS))
-    parser.add_argument("--formats", nargs="*", choices=list(FORMATS), default=list(FORMATS))
+    parser.add_argument("--formats", nargs="*", choices=list(FORMATS))
     parser.add_argument("--activations", nargs="+", choices=list(ACTIVATIONS), default=list(ACTIVATIONS))
-    parser.add_argument("--threads", nargs="+", type=int, default=[len(os.sched_getaffinity(0))])
-    parser.add_argument("--seconds", type=float, default=RACE_S, help="per race")
-    parser.add_argument("--output", default=None, help="file for the JSON rows, one a line")
-    parser.add_argument("--picture", default=None, help="PNG file for the roofline (extra 'report')")
-    parser.add_argument("--goals", action="store_true", help="judge the goals for this machine's ISA")
+    parser.add_argument("--threads", nargs="+", type=int, help=f"default {cores}; of the grid 1 and {cores}")
+    parser.add_argument("--seconds", type=float, help="per race; default 3, of the grid .2")
+    parser.add_argument("--output", help="file for the JSON rows, one a line")
+    parser.add_argument("--picture", help="PNG file for the roofline (extra 'report')")
+    modes = parser.add_mutually_exclusive_group()
+    modes.add_argument("--goals", action="store_true", help="judge the goals for this machine's ISA")
+    modes.add_argument(
+        "--grid", action="store_true", help="is any format slower than dense; resumes --output"
+    )
 
 
 def main(arguments: argparse.Namespace) -> int:
     """Race, print a table per case, write JSON rows and the picture where asked."""
+    if arguments.grid:
+        return grid.run(arguments)
+    arguments.threads = arguments.threads or [len(os.sched_getaffinity(0))]
     cases = [
         Case(rows, columns, tokens)
-        for name in arguments.shapes
-        for rows, columns in SHAPES[name]
-        for tokens in arguments.tokens
+        for name in arguments.shapes or ("llama", "bert")
+        for rows, columns in shapes(name)
+        for tokens in arguments.tokens or TOKENS
     ]
     if arguments.goals:
         cases = goals.cases()
@@ -78,22 +85,10 @@ def _matrix(case: Case) -> tuple[int, int]:
     return case.rows, case.columns
 
 
-class Copies(dict):
-    """Packed layers of one shape by format, made when first asked for: all races of the shape share them."""
-
-    def __init__(self, rows: int, columns: int):
-        super().__init__()
-        self._shape = rows, columns
-
-    def __missing__(self, name: str) -> list[nn.Module]:
-        self[name] = formats.copies(name, *self._shape)
-        return self[name]
-
-
 def run_case(case: Case, threads: int, arguments: argparse.Namespace, copies: Copies) -> list[dict[str, Any]]:
     """One race, printed; a JSON row for every contender, missing ones included."""
     peers = arguments.peers
-    own = [(name, activation) for name in arguments.formats for activation in arguments.activations]
+    own = [(name, activation) for name in arguments.formats or RACED for activation in arguments.activations]
     if arguments.goals:
         wanted = goals.contenders(case)
         peers, own = wanted.peers, wanted.formats
@@ -104,7 +99,7 @@ def run_case(case: Case, threads: int, arguments: argparse.Namespace, copies: Co
     contenders += [peer for peer in made if isinstance(peer, Contender)]
     contenders.sort(key=lambda contender: contender.pool != "torch")  # stable: one change of pool each
     with torch.inference_mode():
-        timing.race(contenders, threads, arguments.seconds)
+        timing.race(contenders, threads, arguments.seconds or RACE_S)
         limits = Ceilings(reader.moved_bytes / reader.median_s, *ceilings.compute_ceilings(threads))
     contenders.remove(reader)
     rows = [_row(contender, contenders, case, limits, reader) for contender in contenders]
@@ -128,7 +123,7 @@ def _row(
         cpu=timing.cpu_model(),
         bandwidth_bytes_per_s=limits.memory_bytes_per_s,
         bandwidth_not_judged=reader.not_judged,
-        peak_flops=limits.int8_flops if int8 else limits.bf16_flops,
+        peak_flops={"bf16": limits.bf16_flops, "int8": limits.int8_flops},
         fraction_of_memory_floor=contender.moved_bytes / limits.memory_bytes_per_s / contender.median_s,
         fraction_of_roofline=limits.of(contender, int8),
         ratio_to={peer.name: contender.median_s / peer.median_s for peer in peers},

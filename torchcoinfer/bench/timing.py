@@ -112,7 +112,8 @@ class Contender:
     def not_judged(self) -> str | None:
         """Why this timing counts for nothing, or None."""
         if len(self.sound) < LEAST_BURSTS:
-            return f"CPU share {self.cpu_share:.2f} < {LEAST_CPU_SHARE}"
+            had = f"cores to itself in {len(self.sound)} of {len(self.bursts)} bursts"
+            return f"{had}, CPU share {self.cpu_share:.2f}"
         spread = self.p90_s / self.median_s
         if spread > MOST_P90_OVER_MEDIAN:
             return f"p90/median {spread:.2f} > {MOST_P90_OVER_MEDIAN}"
