@@ -36,26 +36,28 @@ TORCHCOINFER_AVX512_INLINE __m512i field(__m512i vector, int f, int to) {
   return shift >= 0 ? _mm512_srli_epi32(vector, shift) : _mm512_slli_epi32(vector, -shift);
 }
 
+// Quad q of a tile.
 template <int BITS>
-TORCHCOINFER_AVX512_INLINE void decode_quads(const uint8_t* tile, __m512i* quads) {
+TORCHCOINFER_AVX512_INLINE __m512i decode_quad(const uint8_t* tile, int q) {
   constexpr Plane low = plane(BITS, 0);
   constexpr int fields = 8 / low.bits;
-  const __m512i low_mask = bytes_of((1 << low.bits) - 1);
-#pragma GCC unroll 8
-  for (int q = 0; q < QUADS; ++q) {
-    const __m512i vector = load_vector(tile + VECTOR_BYTES * (q / fields));
-    quads[q] = fields == 1 ? vector : _mm512_and_si512(field<low.bits>(vector, q % fields, 0), low_mask);
-  }
+  const __m512i vector = load_vector(tile + VECTOR_BYTES * (q / fields));
+  if constexpr (fields == 1) return vector;
+  const __m512i codes = _mm512_and_si512(field<low.bits>(vector, q % fields, 0), bytes_of((1 << low.bits) - 1));
   if constexpr (plane_count(BITS) == 2) {
     constexpr Plane high = plane(BITS, 1);
     constexpr int high_fields = 8 / high.bits;
-    const __m512i mask = bytes_of(((1 << high.bits) - 1) << high.shift);
-#pragma GCC unroll 8
-    for (int q = 0; q < QUADS; ++q) {
-      const __m512i vector = load_vector(tile + high.offset + VECTOR_BYTES * (q / high_fields));
-      quads[q] = merge(quads[q], field<high.bits>(vector, q % high_fields, high.shift), mask);
-    }
+    const __m512i top = load_vector(tile + high.offset + VECTOR_BYTES * (q / high_fields));
+    return merge(codes, field<high.bits>(top, q % high_fields, high.shift),
+                 bytes_of(((1 << high.bits) - 1) << high.shift));
   }
+  return codes;
+}
+
+template <int BITS>
+TORCHCOINFER_AVX512_INLINE void decode_quads(const uint8_t* tile, __m512i* quads) {
+#pragma GCC unroll 8
+  for (int q = 0; q < QUADS; ++q) quads[q] = decode_quad<BITS>(tile, q);
 }
 
 // The values code - 2^(b-1) as floats or bfloat16 pairs: by table up to 32 (64) entries, else by conversion.

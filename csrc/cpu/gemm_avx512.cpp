@@ -1,4 +1,4 @@
-// Many rows of x: a chunk of K of some n-blocks is decoded into L1 or L2, then multiplied in register tiles of up to
+// Many rows of gathered patches (conv2d_panels.cpp): a chunk of K of some n-blocks is decoded into L1 or L2, then multiplied in register tiles of up to
 // 12 rows x 32 columns (a pair of blocks). AVX-512.
 
 #include "cpu/gemm_avx512.h"
@@ -284,18 +284,6 @@ TORCHCOINFER_AVX512 void gemm_bits(const QuantMatrix& w, const Rows& x, const Ou
 
 }  // namespace
 
-void to_panels(const void* values, int64_t rows, int64_t lanes, int64_t begin, int64_t end, void* panels) {
-  const RowTiles tiles(rows);
-  using Lane [[gnu::may_alias]] = uint32_t;
-  for (int64_t i = begin; i < end; ++i) {
-    const int64_t row = tiles.begin(i), height = tiles.begin(i + 1) - row;
-    const Lane* source = static_cast<const Lane*>(values) + row * lanes;
-    Lane* panel = static_cast<Lane*>(panels) + row * lanes;
-    for (int64_t k = 0; k < lanes; ++k)
-      for (int64_t m = 0; m < height; ++m) panel[k * height + m] = source[m * lanes + k];
-  }
-}
-
 template <typename Rows>
 void gemm(const QuantMatrix& w, const Rows& x, const Output& out, int64_t begin, int64_t end) {
   if (w.bits == 2) gemm_bits<2>(w, x, out, begin, end);
@@ -311,19 +299,5 @@ template void gemm(const QuantMatrix&, const PairRows&, const Output&, int64_t, 
 template void gemm(const QuantMatrix&, const CodeRows&, const Output&, int64_t, int64_t);
 
 }  // namespace torchcoinfer::avx512
-
-namespace torchcoinfer {
-
-TORCHCOINFER_LINEAR_KERNEL(linear_float_avx512, FloatRows) {
-  few ? avx512::gemv(w, x, out, begin, end) : avx512::gemm(w, x, out, begin, end);
-}
-TORCHCOINFER_LINEAR_KERNEL(linear_pairs_avx512, PairRows) {
-  few ? avx512::gemv(w, x, out, begin, end) : avx512::gemm(w, x, out, begin, end);
-}
-TORCHCOINFER_LINEAR_KERNEL(linear_codes_avx512, CodeRows) {
-  few ? avx512::gemv(w, x, out, begin, end) : avx512::gemm(w, x, out, begin, end);
-}
-
-}  // namespace torchcoinfer
 
 #endif

@@ -1,4 +1,4 @@
-// The two AVX-512 walks of the packed GEMM: few rows (gemv_avx512.cpp) and many (gemm_avx512.cpp).
+// The AVX-512 packed GEMM on floats, bfloat16 pairs or codes that convolutions gather.
 
 #pragma once
 
@@ -12,7 +12,7 @@ struct RowTiles {
   int64_t rows;
   int64_t count;
 
-  explicit RowTiles(int64_t rows) : rows(rows), count(ceil_div(rows, MOST)) {}
+  explicit RowTiles(int64_t rows, int64_t most = MOST) : rows(rows), count(ceil_div(rows, most)) {}
   int64_t begin(int64_t tile) const {
     return tile * rows / count;
   }
@@ -20,15 +20,9 @@ struct RowTiles {
 
 namespace avx512 {
 
-// At most GEMV_ROWS rows. Rows: FloatRows, PairRows or CodeRows.
-template <typename Rows>
-void gemv(const QuantMatrix& w, const Rows& x, const Output& out, int64_t begin, int64_t end);
-
-// Row-major rows of `lanes` 32-bit lanes each to panels: every row tile k-major, [lanes][tile rows], one after another;
-// row tiles [begin, end) of them. Rows whose distance is a power of two would fight for the same few L1 sets.
-void to_panels(const void* values, int64_t rows, int64_t lanes, int64_t begin, int64_t end, void* panels);
-
-// Any number of rows, as panels: weight tiles are decoded once into L1 and used for all rows.
+// Any number of rows: weight tiles are decoded once into L1 and used for all. Rows: FloatRows, PairRows or CodeRows whose
+// values are panels: every row tile k-major, [32-bit lanes][tile rows], one after another (rows whose distance is a
+// power of two would fight for the same few L1 sets).
 template <typename Rows>
 void gemm(const QuantMatrix& w, const Rows& x, const Output& out, int64_t begin, int64_t end);
 

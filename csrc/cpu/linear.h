@@ -92,8 +92,5 @@ TORCHCOINFER_LINEAR_KERNEL(linear_float_scalar, FloatRows);
 TORCHCOINFER_LINEAR_KERNEL(linear_codes_scalar, CodeRows);
 TORCHCOINFER_LINEAR_KERNEL(linear_float_avx2, FloatRows);
 TORCHCOINFER_LINEAR_KERNEL(linear_codes_avx2, CodeRows);
-TORCHCOINFER_LINEAR_KERNEL(linear_float_avx512, FloatRows);
-TORCHCOINFER_LINEAR_KERNEL(linear_pairs_avx512, PairRows);
-TORCHCOINFER_LINEAR_KERNEL(linear_codes_avx512, CodeRows);
 
 }  // namespace torchcoinfer

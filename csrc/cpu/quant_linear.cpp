@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "cpu/buffer.h"
-#include "cpu/gemm_avx512.h"
+#include "cpu/digits_avx512.h"
 
 namespace torchcoinfer {
 namespace {
@@ -20,7 +20,6 @@ using Kernel = void (*)(const QuantMatrix&, const Rows&, const Output&, bool, in
 
 Kernel<FloatRows> float_kernel(Isa isa) {
 #if TORCHCOINFER_X86
-  if (isa == Isa::avx512) return linear_float_avx512;
   if (isa == Isa::avx2) return linear_float_avx2;
 #endif
   (void)isa;
@@ -29,15 +28,10 @@ Kernel<FloatRows> float_kernel(Isa isa) {
 
 Kernel<CodeRows> code_kernel(Isa isa) {
 #if TORCHCOINFER_X86
-  if (isa == Isa::avx512) return linear_codes_avx512;
   if (isa == Isa::avx2) return linear_codes_avx2;
 #endif
   (void)isa;
   return linear_codes_scalar;
-}
-
-[[maybe_unused]] bool takes_pairs(const LinearCall& call) {
-  return TORCHCOINFER_X86 && call.isa == Isa::avx512 && call.x.dtype == Dtype::bfloat16;
 }
 
 template <typename T>
@@ -47,9 +41,6 @@ T* advance(T* pointer, int64_t count) {
 
 // Rows [row, row + rows) of prepared activations.
 FloatRows part(const FloatRows& x, int64_t row, int64_t rows, int64_t segments) {
-  return {x.values + row * x.stride, advance(x.sums, row * segments), rows, x.stride};
-}
-[[maybe_unused]] PairRows part(const PairRows& x, int64_t row, int64_t rows, int64_t segments) {
   return {x.values + row * x.stride, advance(x.sums, row * segments), rows, x.stride};
 }
 CodeRows part(const CodeRows& x, int64_t row, int64_t rows, int64_t segments) {
@@ -69,33 +60,12 @@ struct Tasks {
         block_parts(ceil_div(last_block - first_block, BLOCKS_TOGETHER)) {}
 };
 
-// The rows of x, part by part, as the panels that the AVX-512 GEMM takes.
-template <typename Rows>
-Rows to_panels(const Rows& x, const Tasks& tasks, char* panels, const ParallelFor& parallel) {
-  Rows result = x;
-#if TORCHCOINFER_X86
-  const int64_t row_bytes = x.stride * static_cast<int64_t>(sizeof *x.values);
-  for (int64_t row = 0; row < x.rows; row += tasks.rows_each) {
-    const int64_t rows = std::min(tasks.rows_each, x.rows - row);
-    parallel(RowTiles(rows).count, 1, [&](int64_t begin, int64_t end) {
-      avx512::to_panels(x.values + row * x.stride, rows, row_bytes / 4, begin, end, panels + row * row_bytes);
-    });
-  }
-  result.values = reinterpret_cast<decltype(x.values)>(panels);
-#else
-  (void)tasks, (void)panels, (void)parallel;
-#endif
-  return result;
-}
-
 // Runs the kernel on every task.
 template <typename Rows>
 void run_tasks(const LinearCall& call, const Rows& x, Kernel<Rows> kernel, const ParallelFor& parallel) {
   const Tasks tasks(call);
   const int64_t segments = Segments(call.weight.K, call.weight.group_size).count;
-  const bool few = call.rows <= GEMV_ROWS, in_panels = call.isa == Isa::avx512 && !few;
-  const Buffer<char> panels(in_panels ? x.rows * x.stride * static_cast<int64_t>(sizeof *x.values) : 0);
-  const Rows source = in_panels ? to_panels(x, tasks, panels.get(), parallel) : x;
+  const bool few = call.rows <= GEMV_ROWS;
   const int64_t task_work =
       BLOCKS_TOGETHER * BLOCK_N * std::max<int64_t>(call.weight.K, 1) * std::min(x.rows, tasks.rows_each);
   parallel(tasks.row_parts * tasks.block_parts, ceil_div(WORK_GRAIN, task_work), [&](int64_t begin, int64_t end) {
@@ -106,7 +76,7 @@ void run_tasks(const LinearCall& call, const Rows& x, Kernel<Rows> kernel, const
       const int64_t block = tasks.first_block + block_part * BLOCKS_TOGETHER;
       Output out = call.out;
       out.y = static_cast<char*>(out.y) + row * out.row_stride * dtype_bytes(out.dtype);
-      kernel(call.weight, part(source, row, rows, segments), out, few, block,
+      kernel(call.weight, part(x, row, rows, segments), out, few, block,
              std::min(tasks.last_block, block + parts * BLOCKS_TOGETHER));
       task += parts;
     }
@@ -117,6 +87,9 @@ void run_tasks(const LinearCall& call, const Rows& x, Kernel<Rows> kernel, const
 
 void run_linear(const LinearCall& call, const ParallelFor& parallel) {
   if (call.rows == 0 || call.out.first >= call.out.last) return;
+#if TORCHCOINFER_X86
+  if (call.isa == Isa::avx512) return avx512::run_linear(call, parallel);
+#endif
   const Segments segments(call.weight.K, call.weight.group_size);
   const int64_t rows = call.rows, stride = segments.tiles * TILE_K;
   const int64_t grain = ceil_div(ELEMENT_GRAIN, std::max<int64_t>(stride, 1));
@@ -132,16 +105,6 @@ void run_linear(const LinearCall& call, const ParallelFor& parallel) {
   }
   const Buffer<float> sum_buffer(call.weight.zeros ? rows * segments.count : 0);
   float* sums = call.weight.zeros ? sum_buffer.get() : nullptr;
-#if TORCHCOINFER_X86
-  if (takes_pairs(call)) {
-    const Buffer<uint16_t> values(rows * stride);
-    parallel(rows, grain, [&](int64_t begin, int64_t end) {
-      pair_rows(call.x, segments, call.isa, begin, end, values.get(), sums);
-    });
-    run_tasks<PairRows>(call, {values.get(), sums, rows, stride}, linear_pairs_avx512, parallel);
-    return;
-  }
-#endif
   const Buffer<float> values(rows * stride);
   parallel(rows, grain, [&](int64_t begin, int64_t end) {
     float_rows(call.x, segments, call.isa, begin, end, values.get(), sums);

@@ -116,26 +116,10 @@ Tensor dequantize_op(Tensor packed, Tensor scales, std::optional<Tensor> zeros, 
   return weight;
 }
 
-const ParallelFor PARALLEL = [](int64_t count, int64_t grain, const std::function<void(int64_t, int64_t)>& body) {
-  torch::stable::parallel_for(0, count, grain, body);
-};
-
 void check_variant(const Checker& checks, int64_t activation_bits, int64_t layout) {
   check(activation_bits == 0 || activation_bits == 8, checks.op, "activation_bits", "0 (weight-only) or 8",
         activation_bits);
   checks.layout(layout);
-}
-
-// The bias as floats, empty where there is none.
-std::vector<float> float_bias(const Checker& checks, const std::optional<Tensor>& bias, int64_t N) {
-  if (!bias.has_value()) return {};
-  const Dtype dtype = checks.floating("bias", *bias);
-  checks.shape("bias", *bias, {N});
-  checks.cpu("bias", *bias);
-  const Tensor whole = torch::stable::contiguous(*bias);
-  std::vector<float> values(N);
-  for (int64_t n = 0; n < N; ++n) values[n] = load_float(whole.const_data_ptr(), dtype, n);
-  return values;
 }
 
 Tensor quant_linear_op(Tensor x, Tensor packed, Tensor scales, std::optional<Tensor> zeros, std::optional<Tensor> bias,
@@ -147,7 +131,7 @@ Tensor quant_linear_op(Tensor x, Tensor packed, Tensor scales, std::optional<Ten
   const Dtype dtype = checks.floating("x", x);
   const int64_t N = out_features, K = x.size(-1);
   const QuantMatrix matrix = quant_matrix(checks, packed, scales, zeros, bits, group_size, N, K);
-  const std::vector<float> bias_values = float_bias(checks, bias, N);
+  const std::vector<float> bias_values = checks.bias(bias, N);
   x = torch::stable::contiguous(x);
   int64_t rows = 1;
   std::vector<int64_t> size;
@@ -159,7 +143,7 @@ Tensor quant_linear_op(Tensor x, Tensor packed, Tensor scales, std::optional<Ten
   Tensor y = empty_cpu(size, x.scalar_type());
   const Output out{y.mutable_data_ptr(), dtype, N, 1, 0, N, bias_values.empty() ? nullptr : bias_values.data()};
   run_linear({matrix, {x.const_data_ptr(), dtype, K, K}, rows, static_cast<int>(activation_bits), out, active_isa()},
-             PARALLEL);
+             on_torch_threads);
   return y;
 }
 
@@ -207,7 +191,7 @@ Tensor quant_conv2d_op(Tensor x, Tensor packed, Tensor scales, std::optional<Ten
   const ConvShape shape = conv_shape(checks, x, out_channels, kernel_size, stride, padding, dilation, groups);
   const QuantMatrix matrix =
       quant_matrix(checks, packed, scales, zeros, bits, group_size, out_channels, shape.columns());
-  const std::vector<float> bias_values = float_bias(checks, bias, out_channels);
+  const std::vector<float> bias_values = checks.bias(bias, out_channels);
   Tensor y = empty_cpu({shape.batch, out_channels, shape.out_height, shape.out_width}, x.scalar_type());
   run_conv2d({matrix,
               shape,
@@ -218,7 +202,7 @@ Tensor quant_conv2d_op(Tensor x, Tensor packed, Tensor scales, std::optional<Ten
               y.mutable_data_ptr(),
               bias_values.empty() ? nullptr : bias_values.data(),
               active_isa()},
-             PARALLEL);
+             on_torch_threads);
   return y;
 }
 

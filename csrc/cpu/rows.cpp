@@ -1,7 +1,6 @@
 #include "cpu/rows.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "cpu/buffer.h"
 
@@ -52,37 +51,6 @@ TORCHCOINFER_INLINE void floats_body(const SourceRows& x, const Segments& segmen
   }
 }
 
-TORCHCOINFER_INLINE void pair_row(const uint16_t* x, int64_t K, int64_t padded, uint16_t* values) {
-  const int64_t whole = K / 4 * 4;
-  for (int64_t k = 0; k < whole; k += 4) {
-    uint64_t four;
-    std::memcpy(&four, x + k, sizeof four);
-    four = (four & 0xffff00000000ffffull) | (four >> 16 & 0xffff0000ull) | (four << 16 & 0xffff00000000ull);
-    std::memcpy(values + k, &four, sizeof four);
-  }
-  for (int64_t k = whole; k < padded; ++k) {
-    const int64_t place = k % 4 == 1 ? k + 1 : k % 4 == 2 ? k - 1 : k;
-    values[place] = k < K ? x[k] : 0;
-  }
-}
-
-TORCHCOINFER_INLINE void pairs_body(const SourceRows& x, const Segments& segments, int64_t begin, int64_t end,
-                                        uint16_t* values, float* sums) {
-  const int64_t padded = segments.tiles * TILE_K;
-  for (int64_t m = begin; m < end; ++m) {
-    pair_row(static_cast<const uint16_t*>(x.data) + m * x.row_stride, x.K, padded, values + m * padded);
-    if (!sums) continue;
-    for (int64_t s = 0; s < segments.count; ++s) {
-      float lanes[LANES] = {};
-      for (int64_t k = segments.begin(s) * TILE_K; k < segments.end(s) * TILE_K; k += LANES)
-        for (int j = 0; j < LANES; ++j) lanes[j] += to_float(Bfloat16{values[m * padded + k + j]});
-      float total = 0;
-      for (int j = 0; j < LANES; ++j) total += lanes[j];
-      sums[m * segments.count + s] = total;
-    }
-  }
-}
-
 TORCHCOINFER_INLINE void codes_body(const SourceRows& x, const Segments& segments, int64_t begin, int64_t end,
                                         float* row, int8_t* values, float* scales, int32_t* sums) {
   const int64_t padded = segments.tiles * TILE_K;
@@ -126,10 +94,6 @@ TORCHCOINFER_VARIANTS(floats,
                       (const SourceRows& x, const Segments& segments, int64_t begin, int64_t end, float* values,
                        float* sums),
                       (x, segments, begin, end, values, sums))
-TORCHCOINFER_VARIANTS(pairs,
-                      (const SourceRows& x, const Segments& segments, int64_t begin, int64_t end, uint16_t* values,
-                       float* sums),
-                      (x, segments, begin, end, values, sums))
 TORCHCOINFER_VARIANTS(codes,
                       (const SourceRows& x, const Segments& segments, int64_t begin, int64_t end, float* row,
                        int8_t* values, float* scales, int32_t* sums),
@@ -145,11 +109,6 @@ Function* pick(Isa isa, Function* scalar, Function* avx2, Function* avx512) {
 void float_rows(const SourceRows& x, const Segments& segments, Isa isa, int64_t begin, int64_t end, float* values,
                 float* sums) {
   pick(isa, floats_scalar, floats_avx2, floats_avx512)(x, segments, begin, end, values, sums);
-}
-
-void pair_rows(const SourceRows& x, const Segments& segments, Isa isa, int64_t begin, int64_t end, uint16_t* values,
-               float* sums) {
-  pick(isa, pairs_scalar, pairs_avx2, pairs_avx512)(x, segments, begin, end, values, sums);
 }
 
 void code_rows(const SourceRows& x, const Segments& segments, Isa isa, int64_t begin, int64_t end, int8_t* values,

@@ -18,8 +18,6 @@ struct SourceRows {
 // Each fills rows [begin, end) of its outputs; values are [rows, KT * 32], sums [rows, S] or nullptr.
 void float_rows(const SourceRows& x, const Segments& segments, Isa isa, int64_t begin, int64_t end, float* values,
                 float* sums);
-void pair_rows(const SourceRows& x, const Segments& segments, Isa isa, int64_t begin, int64_t end, uint16_t* values,
-               float* sums);
 // Symmetric int8 a row: scale = absmax / 127, code = rint(x * (127 / absmax)).
 void code_rows(const SourceRows& x, const Segments& segments, Isa isa, int64_t begin, int64_t end, int8_t* values,
                float* scales, int32_t* sums);

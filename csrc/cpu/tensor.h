@@ -6,6 +6,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <functional>
 #include <initializer_list>
 #include <optional>
 #include <string>
@@ -75,7 +76,26 @@ struct Checker {
   void positive(const char* argument, int64_t value) const {
     check(value > 0, op, argument, "a positive integer", value);
   }
+  // The values of argument 'bias', [N] of any floating dtype; empty where there is none.
+  std::vector<float> bias(const std::optional<Tensor>& bias, int64_t N) const {
+    if (!bias.has_value()) return {};
+    const Dtype dtype = floating("bias", *bias);
+    shape("bias", *bias, {N});
+    cpu("bias", *bias);
+    const Tensor whole = torch::stable::contiguous(*bias);
+    const void* source = whole.const_data_ptr();
+    std::vector<float> values(N);
+    for (int64_t n = 0; n < N; ++n) values[n] = load_float(source, dtype, n);
+    return values;
+  }
 };
+
+// body(begin, end) over parts of [0, count), `grain` at least each, on torch's threads: what the kernels take as their
+// ParallelFor.
+inline void on_torch_threads(int64_t count, int64_t grain,
+                             const std::function<void(int64_t begin, int64_t end)>& body) {
+  torch::stable::parallel_for(0, count, grain, body);
+}
 
 // A new CPU tensor, uninitialized.
 inline Tensor empty_cpu(const std::vector<int64_t>& size, ScalarType dtype) {

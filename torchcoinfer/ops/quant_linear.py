@@ -27,6 +27,9 @@ def quant_linear(
 ) -> Tensor:
     """y = x W^T + bias, W [N, K] packed; sums in float32 (weight-only) or int32 a group (int8 activations).
 
+    Weight-only on AVX-512 takes x as fixed-point numbers, exact to 2^-15 (16-bit dtypes) or 2^-23 (float32)
+    of the absolute maximum of each row's group (256 columns where the group is the row), summed in integers.
+
     Args:
         x: [..., K] float32, bfloat16 or float16, any strides.
         packed, scales, zeros: as ``quantize_pack`` gives them; zeros None or empty: symmetric.
