@@ -51,20 +51,6 @@ TORCHCOINFER_AVX512_INLINE void add_group(const Values<BITS>& values, __m512i co
       parts[m][i] = _mm512_fmadd_ps(four[i], _mm512_set1_ps(x.values[m * x.stride + k + i]), parts[m][i]);
 }
 template <int BITS, int ROWS>
-TORCHCOINFER_AVX512_INLINE void add_group(const Values<BITS>& values, __m512i codes, const PairRows& x, int64_t k,
-                                          int turn, __m512 (*parts)[CHAINS<PairRows, ROWS>]) {
-  if constexpr (!Values<BITS>::PAIR_TABLE) codes = _mm512_sub_epi8(codes, bytes_of(Values<BITS>::CENTER));
-  const __m512i two[2] = {values.template to_pairs<0>(codes), values.template to_pairs<1>(codes)};
-#pragma GCC unroll 4
-  for (int m = 0; m < ROWS; ++m)
-#pragma GCC unroll 2
-    for (int i = 0; i < 2; ++i) {
-      __m512& part = parts[m][(2 * turn + i) % CHAINS<PairRows, ROWS>];
-      const __m512i pair = _mm512_set1_epi32(load_four_bytes(x.values + m * x.stride + k + 2 * i));
-      part = _mm512_dpbf16_ps(part, (__m512bh)two[i], (__m512bh)pair);
-    }
-}
-template <int BITS, int ROWS>
 TORCHCOINFER_AVX512_INLINE void add_group(const Values<BITS>&, __m512i codes, const CodeRows& x, int64_t k, int turn,
                                           __m512i (*parts)[CHAINS<CodeRows, ROWS>]) {
 #pragma GCC unroll 4
@@ -228,11 +214,6 @@ bool multiply_few_codes(const SparseCall& call, const ParallelFor& parallel) {
   }
   const Buffer<float> sum_buffer(rows * segments.count);
   float* sums = call.weight.zeros ? sum_buffer.get() : nullptr;
-  if (call.x.dtype == Dtype::bfloat16) {
-    const Buffer<uint16_t> values(rows * stride);
-    pair_rows(call.x, segments, call.isa, 0, rows, values.get(), sums);
-    return multiply_codes<PairRows>(call, {values.get(), sums, rows, stride}, parallel);
-  }
   const Buffer<float> values(rows * stride);
   float_rows(call.x, segments, call.isa, 0, rows, values.get(), sums);
   return multiply_codes<FloatRows>(call, {values.get(), sums, rows, stride}, parallel);

@@ -15,7 +15,8 @@
 namespace torchcoinfer::avx512 {
 namespace {
 
-constexpr int64_t MOST_BLOCKS = 8;              // that pass over x together
+constexpr int64_t MOST_BLOCKS = 4;              // that pass over x together
+constexpr int64_t LINE_VALUES = 32;                // of a cache line
 constexpr int64_t ENOUGH_PARTS = 8;
 constexpr int64_t ROWS_TOGETHER = 480;          // rows of one task where there are blocks enough to share out
 constexpr int64_t ROWS_FEW_BLOCKS = 96;         // and where there are not
@@ -108,23 +109,32 @@ bool many_blocks(const SparseCall& call, const Rows& panels, int64_t row, int64_
                  const Workspace& work) {
   const SparseMatrix& w = call.weight;
   const Heights heights(rows);
+  const auto spread = w.value_dtype == Dtype::bfloat16 ? spread_window<true> : spread_window<false>;
   SurvivorStream streams[MOST_BLOCKS] = {};
   for (int64_t b = first; b < last; ++b)
     streams[b - first] = SurvivorStream(w, spread_of(Isa::avx512), b, work.scratch.get());
   std::memset(work.sums.get(), 0, (last - first) * rows * SUMS * sizeof(float));
   for (int64_t t = 0; t < w.tiles(); t += WINDOW_TILES) {
-    const int64_t tiles = std::min(WINDOW_TILES, w.tiles() - t), words = tiles * TILE_GROUPS;
+    const int64_t end = std::min(t + WINDOW_TILES, w.tiles()), words = (end - t) * TILE_GROUPS;
     for (int64_t b = 0; b < last - first; ++b) {
-      if (!streams[b].open(t, tiles)) return false;
+      if (!streams[b].open(t, end - t)) return false;
       const uint16_t* survivors = window_survivors(w, streams[b], work.rounded.get());
-      spread_window(survivors, streams[b].masks(), words, work.places.get() + b * WINDOW_SURVIVORS);
+      spread(survivors, streams[b].masks(), words, work.places.get() + b * WINDOW_SURVIVORS);
     }
     for (int64_t i = 0; i < heights.count; ++i) {
       const int64_t top = heights.begin(i), height = heights.begin(i + 1) - top;
       const uint16_t* panel = panels.values + (row + top) * panels.stride + t * TILE_K * height;
-      for (int64_t b = 0; b < last - first; ++b)
+      // the next tile's part of x is a jump away, where no hardware prefetcher looks
+      const int64_t next = i + 1 < heights.count ? i + 1 : 0, next_t = next ? t : end;
+      const int64_t next_top = heights.begin(next), next_height = heights.begin(next + 1) - next_top;
+      const uint16_t* next_panel = panels.values + (row + next_top) * panels.stride + next_t * TILE_K * next_height;
+      const int64_t lines = words * GROUP_K * next_height / LINE_VALUES, ahead = ceil_div(lines, last - first);
+      for (int64_t b = 0; b < last - first; ++b) {
+        for (int64_t line = b * ahead; line < (b + 1) * ahead; ++line)
+          _mm_prefetch(reinterpret_cast<const char*>(next_panel + line * LINE_VALUES), _MM_HINT_T0);
         MULTIPLY[height](work.places.get() + b * WINDOW_SURVIVORS, words, panel,
                          work.sums.get() + (b * rows + top) * SUMS);
+      }
     }
   }
   Output out = call.out;

@@ -98,14 +98,15 @@ TORCHCOINFER_AVX512 inline void round_survivors(const void* survivors, Dtype dty
   }
 }
 
-// Spreads a window: places [words][64].
-TORCHCOINFER_AVX512 inline void spread_window(const uint16_t* next, const uint64_t* masks, int64_t words,
-                                              uint16_t* places) {
+// Spreads a window: places [words][64]. AHEAD: as above.
+template <bool AHEAD>
+TORCHCOINFER_AVX512 void spread_window(const uint16_t* next, const uint64_t* masks, int64_t words, uint16_t* places) {
   using Half [[gnu::may_alias]] = uint32_t;
   const auto* halves = reinterpret_cast<const Half*>(masks);
   const __m512i zeros = opaque_zeros();
   for (int64_t h = 0; h < HALVES * words; ++h) {
     _mm512_store_si512(places + h * HALF, expand(next, halves + h, zeros));
+    if constexpr (AHEAD) _mm_prefetch(reinterpret_cast<const char*>(next) + AHEAD_BYTES, _MM_HINT_T0);
     next += __builtin_popcount(halves[h]);
   }
 }
