@@ -7,11 +7,13 @@ no code with the solver.
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 
 from torchcoinfer.theory.budget import Budget, Search, Workload
 from torchcoinfer.theory.costs import DeviceProfile, LinkProfile, Load
+from torchcoinfer.theory.couplings import Coupling
 from torchcoinfer.theory.graph import Graph, Layer, Tensor, Unit
 from torchcoinfer.theory.options import Option
 from torchcoinfer.theory.solve import Choice, CutOption, Problem
@@ -113,6 +115,61 @@ def random_problem(
     return with_random_budget(rng, problem)
 
 
+def with_couplings(rng: np.random.Generator, problem: Problem, shares=(1.0, 0.5)) -> Problem:
+    """The problem with structured pruning: every option at every kept share of rows and columns of the layers
+    that random couplings name (members of one fused group alike), and of some tensors."""
+    names = [f"channels{k}" for k in range(int(rng.integers(1, 3)))]
+    members: dict[str, list[tuple[str, str]]] = {name: [] for name in names}
+    fused = {a: rng.choice([*names, ""]) for a in ("kept_rows", "kept_columns")}
+    choices, cut_options = {}, {}
+    for layer in problem.graph.layers:
+        own = fused if layer.group else {a: rng.choice([*names, ""]) for a in ("kept_rows", "kept_columns")}
+        for attribute, name in own.items():
+            if name:
+                members[name].append((layer.name, attribute))
+        grid = itertools.product(*(shares if own[a] else (1.0,) for a in ("kept_rows", "kept_columns")))
+        made = []
+        for rows, columns in grid:
+            for choice in problem.choices[layer.name][:2]:
+                option = replace(choice.option, kept_rows=rows, kept_columns=columns)
+                more = 0.0 if rows == columns == 1.0 else float(rng.lognormal(0, 1)) / len(choices or "x")
+                loads = [
+                    tuple(Load(u.cycles * rows * columns, u.seconds * rows * columns) for u in side)
+                    for side in (choice.device, choice.server)
+                ]
+                size = round(choice.packed_bytes * rows * columns)
+                made.append(Choice(option, choice.distortion + more, size, *loads))
+        choices[layer.name] = tuple(made)
+    for name, options in problem.cut_options.items():
+        cut_options[name] = options
+        if rng.random() < 0.4:
+            members[str(rng.choice(names))].append((name, "kept"))
+            pruned = ((s, replace(o, kept=s)) for s in shares for o in options[:2])
+            pruned = tuple(replace(o, wire_bytes=round(o.wire_bytes * s)) for s, o in pruned)
+            cut_options[name] = pruned
+    couplings = tuple(Coupling(name, tuple(own)) for name, own in members.items() if own)
+    changed = replace(problem, choices=choices, cut_options=cut_options, couplings=couplings)
+    return with_random_budget(rng, changed)
+
+
+def agreeing(problem: Problem, members: list[list[str]], crossing: list[str], sizes: list[int]) -> np.ndarray:
+    """Which plans, in ``itertools.product`` order, keep all couplings. members: layers of each decision."""
+    picks = np.indices(sizes).reshape(len(sizes), int(np.prod(sizes)))
+    place = {name: d for d, names in enumerate(members) for name in names}
+    place |= {name: len(members) + t for t, name in enumerate(crossing)}
+    good = np.ones(picks.shape[1], dtype=bool)
+    for coupling in problem.couplings:
+        seen = None
+        for name, attribute in coupling.members:
+            if name in place:
+                layer = name in problem.choices
+                own = [c.option for c in problem.choices[name]] if layer else problem.cut_options[name]
+                value = np.array([getattr(option, attribute) for option in own])[picks[place[name]]]
+                good &= True if seen is None else value == seen
+                seen = value
+    return good
+
+
 def with_random_budget(rng: np.random.Generator, problem: Problem) -> Problem:
     plans = sample_rows(rng, problem, 12)
     names = list(rng.choice(ROWS[:-1], size=int(rng.integers(1, 5)), replace=False))
@@ -171,6 +228,7 @@ def enumerate_rows(
     # per item: (device cycles, device s, server cycles, server s, device bytes, server bytes, wire,
     # distortion)
     groups: dict[str, list[np.ndarray]] = {}
+    members: dict[str, list[str]] = {}
     for layer in graph.layers:
         units = [u for u in graph.units if u.layer == layer.name]
         rows = []
@@ -186,6 +244,7 @@ def enumerate_rows(
             item[7] = choice.distortion
             rows.append(item)
         groups.setdefault(layer.group or layer.name, []).append(np.array(rows))
+        members.setdefault(layer.group or layer.name, []).append(layer.name)
     decisions = [np.sum(members, axis=0) for members in groups.values()]
     for name in crossing:
         decisions.append(
@@ -196,6 +255,8 @@ def enumerate_rows(
     sums = np.zeros((1, 8))
     for items in decisions:
         sums = (sums[:, None, :] + items[None, :, :]).reshape(-1, 8)
+    if problem.couplings:
+        sums = sums[agreeing(problem, list(members.values()), crossing, [len(items) for items in decisions])]
     for units, loads, at in ((here, problem.fixed_device, 0), (there, problem.fixed_server, 2)):
         for unit in units:
             if unit.name in loads:

@@ -194,7 +194,28 @@ def optimality_sentence(plan: Plan) -> str:
     gap, over = plan.optimality.get("gap"), plan.optimality.get("over", "candidate cuts")
     if gap is None:
         return "no optimality is claimed for this plan"
-    return f"optimal for the additive table up to a proven gap of {100 * float(gap):.2g} %, over {over}"
+    told = f"optimal for the additive table up to a proven gap of {100 * float(gap):.2g} %, over {over}"
+    return "\n".join([told, *_proof_lines(plan.optimality)])
+
+
+def _proof_lines(optimality: Mapping[str, Any]) -> list[str]:
+    """The bounds side by side: with branching, without, and what the theorem allows between."""
+    here, lines = optimality.get("here") or {}, []
+    for key, name in (
+        ("dual_bound", "with branching"),
+        ("lagrangian_bound", "Lagrangian, without branching"),
+    ):
+        bound = number_of(optimality.get(key))
+        if bound is not None:
+            lines.append(f"lower bound, {name}: {format_error(bound)}")
+    dual = number_of(here.get("lagrangian_dual"))
+    if dual is not None:
+        gap = here.get("shapley_folkman_gap")
+        allowed = bound_text(gap) if number_of(gap) is None else f"at most {format_error(gap)}"
+        lines.append(
+            f"at this cut and these clocks: Lagrangian dual {format_error(dual)}, Shapley-Folkman gap {allowed}"
+        )
+    return lines
 
 
 def alternative_rows(plan: Plan) -> list[Row]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from torchcoinfer.errors import InfeasibleBudget, PlanError
 from torchcoinfer.theory.budget import Search
+from torchcoinfer.theory.couplings import Coupled
 from torchcoinfer.theory.graph import cut_from_tensors
 from torchcoinfer.theory.pareto import plan_row
 from torchcoinfer.theory.plan import PREDICTED_OF_ROW, Plan
@@ -74,7 +75,11 @@ def solution_of(table: Table, plan: Plan) -> Solution:
     for name in cut.tensors:
         items.append(_position([o.bits for o in problem.cut_options[name]], sent.get(name), name))
     items += [0] * (table.base.shape[1] - len(items))
-    chosen = np.array(items, dtype=np.int64)
+    chosen, coupled = np.array(items, dtype=np.int64), table.coupled[table.cuts.index(cut)]
+    if coupled is not None:  # a tensor of these bits may cross with more or fewer channels: as the layers do
+        for d, name in enumerate(cut.tensors, start=len(table.decisions)):
+            bits = [option.bits == sent.get(name) for option in problem.cut_options[name]]
+            chosen[d] = _agreeing(coupled, chosen[: len(table.decisions)], d, bits)
     pairs = np.flatnonzero(table.pair_cut == table.cuts.index(cut))
     wanted = tuple(plan.resources[name] for name in ("device_hz", "server_hz", "transmit_w"))
     for pair in pairs.tolist():
@@ -84,6 +89,14 @@ def solution_of(table: Table, plan: Plan) -> Solution:
             value = rows[problem.search.minimize]
             return Solution(pair, chosen, value, min(value, plan.optimality["dual_bound"]), rows)
     raise _foreign(f"state {dict(plan.resources)}")
+
+
+def _agreeing(coupled: Coupled, layers: np.ndarray, decision: int, allowed: list[bool]) -> int:
+    """The allowed item of a tensor that agrees with the layers in every coupling."""
+    own = coupled.labels[:, np.arange(len(layers)), layers].max(axis=1)  # what the layers chose, -1: nothing
+    labels = coupled.labels[:, decision, : len(allowed)]
+    agrees = ((labels == own[:, None]) | (labels < 0) | (own < 0)[:, None]).all(axis=0) & np.array(allowed)
+    return int(agrees.argmax())
 
 
 def _position(options: list[Any], wanted: Any, name: str) -> int:

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from torchcoinfer.theory.graph import Graph, Layer, Unit
-from torchcoinfer.theory.options import Option, packed_bytes
+from torchcoinfer.theory.options import Option, kept_size, packed_bytes
 
 SCALE_ZERO_BYTES = 8  # float32 scale and zero point of one row of a coded tensor
 FLOAT_BITS = 32  # b of [Q]: full precision
@@ -128,9 +128,8 @@ def measured_key(kind: str, option: Option, layer: Layer, tokens: int) -> str:
     """
     sparsity = f"@{option.sparsity:g}" if option.format == "bitmap" else ""
     activations = f"+a{option.activation_bits}" if option.activation_bits else ""
-    return (
-        f"{kind}:{option.format}{sparsity}{activations}:{option.bits}:{layer.rows}x{layer.columns}:{tokens}"
-    )
+    rows, columns = kept_size(option, layer.rows, layer.columns)
+    return f"{kind}:{option.format}{sparsity}{activations}:{option.bits}:{rows}x{columns}:{tokens}"
 
 
 def unit_tokens(unit: Unit, layer: Layer, graph: Graph) -> int:
@@ -153,16 +152,17 @@ def _weight_stream_bytes(profile: DeviceProfile, option: Option, layer: Layer) -
     An estimate must not promise what unmeasured kernels may not keep: odd widths stream like the next power
     of two, and a bitmap like the dense codes of its width, unless the profile states a speed for the format.
     """
+    share = option.kept_rows * option.kept_columns
     if option.format == "float":
-        return layer.weight_bytes
+        return layer.weight_bytes * share
     packed = packed_bytes(option, layer.rows, layer.columns)
     if f"{option.format}:{option.bits}" in profile.format_speed:
         return packed
     if option.format == "bitmap":
         if "bitmap" in profile.format_speed:
             return packed
-        dense = Option(option.bits, 0.0, "int", option.group_size, option.symmetric)
-        codes = layer.numel * option.bits / 8  # survivors that are not quantized
+        dense = replace(option, sparsity=0.0, format="int")
+        codes = layer.numel * share * option.bits / 8  # survivors that are not quantized
         return max(packed, _weight_stream_bytes(profile, dense, layer) if option.bits < 16 else codes)
     if option.format == "int" and option.bits < 8:
         return packed * (1 << (option.bits - 1).bit_length()) / option.bits
@@ -173,8 +173,9 @@ def _moved_bytes(
     profile: DeviceProfile, unit: Unit, option: Option | None, layer: Layer | None, graph: Graph
 ) -> float:
     """Bytes that the unit reads and writes once: activations, parameters, and the weight in its format."""
-    moved = sum(graph.tensors[name].nbytes for name in unit.inputs)
-    moved += sum(graph.tensors[name].nbytes for name in unit.outputs)
+    kept = (1.0, 1.0) if option is None else (option.kept_columns, option.kept_rows)
+    moved = kept[0] * sum(graph.tensors[name].nbytes for name in unit.inputs)
+    moved += kept[1] * sum(graph.tensors[name].nbytes for name in unit.outputs)
     moved += sum(graph.parameters[name] for name in unit.parameters)
     if layer is not None and option is not None:
         weight = _weight_stream_bytes(profile, option, layer)
@@ -247,13 +248,14 @@ def unit_load(
         analytic: [Q] and [P*]'s linear law instead: (b/32)(1 - sparsity) FLOPs at the peak, no memory time.
     """
     rate = profile.flops_per_cycle * (1.0 if analytic else profile.efficiency)
+    kept = 1.0 if option is None else option.kept_rows * option.kept_columns
     if analytic:
         share = 1.0 if option is None else min(option.bits, FLOAT_BITS) / FLOAT_BITS * (1.0 - option.sparsity)
-        return Load(unit.flops * share / rate, 0.0)
+        return Load(unit.flops * kept * share / rate, 0.0)
     if _is_view(unit, graph):
         return Load(0.0, profile.op_overhead_s)
     speed = 1.0 if option is None or layer is None else _speed(profile, option)
-    cycles = unit.flops / (rate * speed)
+    cycles = unit.flops * kept / (rate * speed)
     load = _roofline(
         profile, cycles, _moved_bytes(profile, unit, option, layer, graph) / profile.memory_bandwidth
     )

@@ -255,6 +255,8 @@ def feasible_random(
 
     Fewer than ``draws`` come back, perhaps none, when ``most_tries`` did not give them.
     """
+    if joint_design(problem, splits) is None:
+        return []
     system, generator = problem.system, np.random.default_rng(seed)
     allowed = list(range(len(problem.splits)) if splits is None else splits)
     highest = (system.device.max_hz, system.server.max_hz, system.radio.max_w if system.radio else 0.0)

@@ -144,10 +144,12 @@ class Plan:
             total_energy_j, device_bytes, server_bytes, uplink_bytes, distortion, device_bits_per_weight;
             ``basis``: name -> "measured" | "estimated".
         bounds: two blocks, weights and output.
-        optimality: objective, value, dual_bound, gap, lagrangian_bound (without branching; None if placement
-            was part of the program), shapley_folkman_gap (what theory.md §5 allows between the optimum and
-            the Lagrangian dual; None where it says nothing), cuts (how many were compared), over ("all
-            frontiers" | "candidate cuts" | "the fixed cut").
+        optimality: objective, value, and side by side what is proven of it: dual_bound (branch and bound, or
+            enumeration) and the gap to it, lagrangian_bound (without branching; None if placement was part of
+            the program), ``here``: of this cut, these clocks and this power alone (where ties went to another
+            cut: of the one that was proven), the lagrangian_dual and the shapley_folkman_gap that the theorem
+            allows above it (None in a re-plan); cuts (how many were
+            compared), over ("all frontiers" | "candidate cuts" | "the fixed cut").
         provenance: model_hash, device, server, link, versions, seed.
         budget: the rows as given, SI.
         alternatives: what else was considered (``theory.alternatives``): ``cuts``, the best plan of other

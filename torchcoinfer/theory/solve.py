@@ -18,6 +18,7 @@ from torchcoinfer.theory.budget import Budget
 from torchcoinfer.theory.graph import Cut
 from torchcoinfer.theory.plan import Plan
 from torchcoinfer.theory.solve_analytic import uniform_tables
+from torchcoinfer.theory.solve_certificate import certificate
 from torchcoinfer.theory.solve_dual import (
     DualState,
     Incumbent,
@@ -233,7 +234,10 @@ def solve(problem: Problem) -> Plan:
     table, best = optimum(problem, objective, rows)
     if best is None:
         raise infeasible(table, rows)
-    return make_plan(*_settle_ties(problem, table, best, objective, rows), best)
+    limits = tightest(rows, ceilings(problem, table))
+    settled, chosen = _settle_ties(problem, table, best, objective, rows)
+    pair = chosen.pair if settled is table else best.pair
+    return make_plan(settled, chosen, replace(best, certificate=certificate(table, objective, limits, pair)))
 
 
 def _settle_ties(

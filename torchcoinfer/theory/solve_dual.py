@@ -42,11 +42,16 @@ class Knapsacks:
     real: Knapsacks | None = None
     members: tuple[np.ndarray, ...] = ()
 
-    def pair_costs(self, pair: int) -> tuple[np.ndarray, np.ndarray]:
-        """Objective [G, I] and rows [R, G, I] of one pair; +inf marks padding in the objective."""
+    def pair_costs(self, pair: int, like: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Objective [G, I] and rows [R, G, I] of one pair; +inf marks padding in the objective.
+
+        ``like``: only items that agree with this plan in everything that is coupled.
+        """
         cut = self.table.pair_cut[pair]
-        base = self.table.base[cut]
-        objective = np.where(self.table.valid[cut], base @ self.objective[pair], np.inf)
+        base, allowed = self.table.base[cut], self.table.valid[cut]
+        if like is not None and self.table.coupled[cut] is not None:
+            allowed = allowed & self.table.coupled[cut].like(like)
+        objective = np.where(allowed, base @ self.objective[pair], np.inf)
         return objective, np.moveaxis(base @ self.rows[pair].T, -1, 0)
 
 
@@ -84,7 +89,8 @@ def minimize_items(table: Table, pairs: np.ndarray, weights: np.ndarray) -> tupl
         cut = cuts[first]
         scores = table.base[cut] @ weights[first:last].T  # [G, I, pairs of the cut]
         scores[~table.valid[cut]] = np.inf
-        best = scores.argmin(axis=1)
+        coupled = table.coupled[cut]
+        best = scores.argmin(axis=1) if coupled is None else coupled.minimum(scores)
         values[first:last] = np.take_along_axis(scores, best[:, None], axis=1)[:, 0].sum(axis=0)
         items[first:last] = best.T
     return values, items

@@ -82,8 +82,9 @@ class Fronts:
         """Per cut the plan that exchanges reach from its Lagrangian choice: near this budget's optimum."""
         cuts, found = [], []
         for cut in range(len(relaxed.members)):
-            objective, rows = relaxed.pair_costs(cut)
-            choice = (objective + np.tensordot(self.multipliers[cut], rows, 1)).argmin(axis=1)
+            weights = relaxed.objective[cut] + self.multipliers[cut] @ relaxed.rows[cut]
+            choice = minimize_items(relaxed.table, np.array([cut]), weights[None])[1][0]
+            objective, rows = relaxed.pair_costs(cut, like=choice)
             start = repair(objective, rows, relaxed.slack[cut], choice)
             if start is not None:
                 cuts.append(cut)
@@ -202,7 +203,7 @@ class Fronts:
         """Re-weighs all stored choices in all states, and improves the best few."""
         for cost, pair, stored in self._stored(real, relaxed)[:TRIED]:
             if np.isfinite(cost):
-                objective, rows = real.pair_costs(pair)
+                objective, rows = real.pair_costs(pair, like=self.items[stored])
                 better = improve(objective, rows, real.slack[pair], self.items[stored])
                 if not offer(real, incumbent, pair, better):
                     offer(real, incumbent, pair, self.items[stored])

@@ -14,6 +14,7 @@ import numpy as np
 from scipy.sparse import csc_array
 
 from torchcoinfer.errors import TorchCoinferError
+from torchcoinfer.theory.couplings import Coupled
 
 OBJECTIVE_SCALE = 1e3
 ROW_TOLERANCE = 1e-9  # scaled rows are relaxed by this; the caller re-checks them exactly
@@ -42,21 +43,27 @@ def _model(
     excluded: list[np.ndarray],
     integer: bool,
     relaxed: np.ndarray | None = None,
+    coupled: Coupled | None = None,
 ) -> tuple[highspy.HighsLp, np.ndarray, np.ndarray]:
     """Columns are the kept items; rows: one equality a decision, the knapsack rows, a cut for each excluded
     plan.
 
     With ``relaxed`` [R] of 0 and 1 there is one more column, the violation v >= 0: it is the objective, and
-    is taken off the rows marked 1.
+    is taken off the rows marked 1. With ``coupled`` two rows = 0 for each value that two decisions share.
     """
     group, item = np.nonzero(kept)
     columns, groups = len(group), kept.shape[0]
     dense = np.concatenate([rows[:, group, item], np.zeros((len(excluded), columns))])
     for k, plan in enumerate(excluded):
         dense[len(rows) + k] = item == plan[group]
+    links = [] if coupled is None else coupled.links()
+    linked = [one[group, item].astype(float) - other[group, item] for one, other in links]
+    equal = np.array(linked).reshape(len(links), columns)
+    dense = np.concatenate([dense, equal, -equal])
+    padding = len(excluded) + 2 * len(links)
     cost, upper = objective[group, item], np.ones(columns)
     if relaxed is not None:
-        violation = np.concatenate([-relaxed, np.zeros(len(excluded))])
+        violation = np.concatenate([-relaxed, np.zeros(padding)])
         dense = np.concatenate([dense, violation[:, None]], axis=1)
         cost, upper = np.concatenate([np.zeros(columns), [1.0]]), np.concatenate([upper, [highspy.kHighsInf]])
     lp = highspy.HighsLp()
@@ -64,7 +71,11 @@ def _model(
     lp.col_cost_ = cost
     lp.col_lower_, lp.col_upper_ = np.zeros(len(cost)), upper
     right = np.concatenate(
-        [slack + ROW_TOLERANCE * np.maximum(1.0, np.abs(slack)), np.full(len(excluded), groups - 1.0)]
+        [
+            slack + ROW_TOLERANCE * np.maximum(1.0, np.abs(slack)),
+            np.full(len(excluded), groups - 1.0),
+            np.zeros(2 * len(links)),
+        ]
     )
     lp.row_lower_ = np.concatenate([np.ones(groups), np.full(len(dense), -highspy.kHighsInf)])
     lp.row_upper_ = np.concatenate([np.ones(groups), right])
@@ -99,7 +110,9 @@ def run_highs(lp: highspy.HighsLp, gap: float, start: np.ndarray | None = None) 
     return solver
 
 
-def relaxation_multipliers(objective: np.ndarray, rows: np.ndarray, slack: np.ndarray) -> np.ndarray | None:
+def relaxation_multipliers(
+    objective: np.ndarray, rows: np.ndarray, slack: np.ndarray, coupled: Coupled | None = None
+) -> np.ndarray | None:
     """Multipliers [R] >= 0 of the knapsack rows at the optimum of the linear relaxation; None: it is
     infeasible.
 
@@ -108,14 +121,14 @@ def relaxation_multipliers(objective: np.ndarray, rows: np.ndarray, slack: np.nd
     """
     kept = np.isfinite(objective)
     spread = float(np.ptp(objective[kept])) or 1.0
-    lp, _, _ = _model(objective / spread, rows, slack, kept, [], integer=False)
+    lp, _, _ = _model(objective / spread, rows, slack, kept, [], integer=False, coupled=coupled)
     solver = run_highs(lp, 0.0)
     status = solver.getModelStatus()
     if status == highspy.HighsModelStatus.kInfeasible:
         return None
     if status != highspy.HighsModelStatus.kOptimal:
         raise SolverError("HiGHS could not solve a linear relaxation", got=solver.modelStatusToString(status))
-    duals = np.array(solver.getSolution().row_dual)[kept.shape[0] :]
+    duals = np.array(solver.getSolution().row_dual)[kept.shape[0] :][: len(rows)]
     return np.maximum(-duals, 0.0) * spread
 
 
@@ -128,6 +141,7 @@ def solve_knapsack(
     magnitude: float,
     excluded: list[np.ndarray],
     start: np.ndarray | None = None,
+    coupled: Coupled | None = None,
 ) -> MilpResult:
     """Least objective with one kept item a decision under the rows, to a relative gap.
 
@@ -137,17 +151,23 @@ def solve_knapsack(
         start: a plan [G] to start from.
     """
     scale = OBJECTIVE_SCALE / magnitude if magnitude > 0 else 1.0
-    lp, group, item = _model(objective * scale, rows, slack, kept, excluded, integer=True)
+    lp, group, item = _model(objective * scale, rows, slack, kept, excluded, integer=True, coupled=coupled)
     first = None if start is None else (item == start[group]).astype(np.float64)
     return _finish(run_highs(lp, gap, first), kept, group, item, scale)
 
 
 def solve_violation(
-    rows: np.ndarray, slack: np.ndarray, kept: np.ndarray, relaxed: np.ndarray, gap: float
+    rows: np.ndarray,
+    slack: np.ndarray,
+    kept: np.ndarray,
+    relaxed: np.ndarray,
+    gap: float,
+    coupled: Coupled | None = None,
 ) -> MilpResult:
     """Least v >= 0 such that some plan keeps ``rows <= slack + v * relaxed``; ``bound`` bounds v from
     below."""
-    lp, group, item = _model(np.zeros(kept.shape), rows, slack, kept, [], integer=True, relaxed=relaxed)
+    zeros = np.zeros(kept.shape)
+    lp, group, item = _model(zeros, rows, slack, kept, [], integer=True, relaxed=relaxed, coupled=coupled)
     lp.col_cost_ = np.asarray(lp.col_cost_) * OBJECTIVE_SCALE
     return _finish(run_highs(lp, gap), kept, group, item, OBJECTIVE_SCALE)
 

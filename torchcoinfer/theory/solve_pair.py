@@ -136,6 +136,9 @@ def finish_pair(knapsacks: Knapsacks, state: DualState, pair: int, gap: float) -
     Items that no plan below the target can have (by reduced cost) are left out first, so that the linear
     relaxation sees numbers of one magnitude; its multipliers then give a tighter bound over all items.
     """
+    if knapsacks.table.coupled[knapsacks.table.pair_cut[pair]] is not None:
+        _finish_coupled(knapsacks, state, pair, gap)
+        return
     objective, rows = knapsacks.pair_costs(pair)
     slack, constant = knapsacks.slack[pair], knapsacks.objective_constant[pair]
     scores, bound, lost = _lagrangian(objective, rows, slack, state.multipliers[pair], constant)
@@ -169,6 +172,29 @@ def finish_pair(knapsacks: Knapsacks, state: DualState, pair: int, gap: float) -
         state.bound[pair] = max(bound, min(target, least))  # every plan below the target has been seen
         return
     _branch_and_bound(knapsacks, state, pair, gap, (objective, rows, slack), reduced <= room)
+
+
+def _finish_coupled(knapsacks: Knapsacks, state: DualState, pair: int, gap: float) -> None:
+    """The same with coupled decisions: the reduced costs of single items prove nothing there, so HiGHS sees
+    all of them."""
+    objective, rows = knapsacks.pair_costs(pair)
+    slack, constant = knapsacks.slack[pair], knapsacks.objective_constant[pair]
+    coupled, groups = knapsacks.table.coupled[knapsacks.table.pair_cut[pair]], np.arange(len(objective))
+    m = relaxation_multipliers(objective, rows, slack, coupled)
+    if m is None:  # nothing fits, coupled or not
+        state.bound[pair] = np.inf
+        return
+    scores = np.tensordot(m, rows, 1) + objective
+    items = coupled.minimum(scores[:, :, None])[:, 0]
+    bound = float(scores[groups, items].sum() - m @ slack + constant)
+    if bound > state.bound[pair]:
+        state.bound[pair], state.multipliers[pair] = bound, m
+    alike = knapsacks.pair_costs(pair, items)[0]
+    start = repair(alike, rows, slack, items)
+    if start is not None:
+        offer(knapsacks, state.incumbent, pair, improve(alike, rows, slack, start))
+    if state.bound[pair] < state.incumbent.target(gap):
+        _branch_and_bound(knapsacks, state, pair, gap, (objective, rows, slack), np.isfinite(objective))
 
 
 def _room(target: float, bound: float, lost: float) -> float:
@@ -211,6 +237,7 @@ def _branch_and_bound(
     again."""
     objective, rows, slack = costs
     constant, target = knapsacks.objective_constant[pair], state.incumbent.target(gap)
+    coupled = knapsacks.table.coupled[knapsacks.table.pair_cut[pair]]
     sizes = (
         abs(state.incumbent.value),
         abs(state.bound[pair]),
@@ -219,7 +246,7 @@ def _branch_and_bound(
     magnitude = next((size for size in sizes if np.isfinite(size) and size > 0), 1.0)
     excluded: list[np.ndarray] = []
     while True:
-        result = solve_knapsack(objective, rows, slack, kept, gap / 2, magnitude, excluded)
+        result = solve_knapsack(objective, rows, slack, kept, gap / 2, magnitude, excluded, coupled=coupled)
         if result.items is None or keeps_rows(knapsacks, knapsacks.table.evaluate(pair, result.items)):
             break
         excluded.append(result.items)

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import highspy
 import numpy as np
-from scipy.sparse import csr_array
 
 from torchcoinfer.theory.graph import Cut, GraphIndex, make_cut
-from torchcoinfer.theory.solve_milp import OBJECTIVE_SCALE, ROW_TOLERANCE, run_highs
+from torchcoinfer.theory.solve_linear import Expression, linear_program
+from torchcoinfer.theory.solve_milp import OBJECTIVE_SCALE, run_highs
 from torchcoinfer.theory.solve_problem import Problem
 from torchcoinfer.theory.solve_table import (
     BASE,
@@ -44,14 +45,6 @@ class Proposal:
     bound: float
 
 
-class _Expression(dict):
-    """Linear form: column -> coefficient, and a constant under None."""
-
-    def add(self, column: int | None, value: float) -> None:
-        if value:
-            self[column] = self.get(column, 0.0) + value
-
-
 class Placement:
     """The integer program over all frontiers but "device" and "server" (those are always candidates)."""
 
@@ -60,7 +53,8 @@ class Placement:
         self.upper: list[float] = []
         self.integer: list[bool] = []
         self.rows: list[tuple[dict[int | None, float], float]] = []  # form <= right side
-        self.base = [_Expression() for _ in BASE]
+        self.base = [Expression() for _ in BASE]
+        self.columns: dict[str, list[int]] = {}  # layer or tensor -> a column an option
         self.unit = [self._column(True) for _ in problem.graph.units]
         self._row(dict.fromkeys(self.unit, 1.0), len(self.unit) - 1.0)
         self._row(dict.fromkeys(self.unit, -1.0), -1.0)
@@ -70,9 +64,10 @@ class Placement:
                     self._row({self.unit[i]: 1.0, self.unit[p]: -1.0}, 0.0)
         self._fixed_units()
         self._layers()
-        self.bits_form, self.numel_form = _Expression(self.base[DB]), _Expression()
+        self.bits_form, self.numel_form = Expression(self.base[DB]), Expression()
         self._parameters()
         self.crossing = self._tensors()
+        self._couplings()
         self._limits(objective, limits, magnitude)
 
     def _column(self, integer: bool) -> int:
@@ -104,6 +99,7 @@ class Placement:
             choices = self.problem.choices[names[0]]
             x = [self._column(True) for _ in choices]
             self._equal(dict.fromkeys(x, 1.0), 1.0)
+            self.columns.update(dict.fromkeys(names, x))
             for name in names:
                 units = [i for i, unit in enumerate(self.problem.graph.units) if unit.layer == name]
                 w = {i: [self._column(False) for _ in choices] for i in units}
@@ -179,18 +175,41 @@ class Placement:
             options = self.problem.cut_options[name]
             chosen = [self._column(True) for _ in options]
             self._equal({**dict.fromkeys(chosen, 1.0), crosses: -1.0}, 0.0)
+            self.columns[name] = chosen
             for column, option in zip(chosen, options, strict=True):
                 self.base[E].add(column, option.distortion)
                 self.base[WIRE].add(column, float(option.wire_bytes))
         return crossing
 
-    def _live(self, step: int, here: bool) -> _Expression:
+    def _couplings(self) -> None:
+        """One binary a value: of a layer exactly its items are chosen, of a tensor that crosses no others."""
+        for coupling in self.problem.couplings:
+            values: dict[Any, int] = {}
+            for name, attribute in coupling.members:
+                layer = name in self.problem.choices
+                own = (
+                    [c.option for c in self.problem.choices[name]]
+                    if layer
+                    else self.problem.cut_options[name]
+                )
+                forms: dict[Any, dict[int | None, float]] = {}
+                for column, option in zip(self.columns.get(name, ()), own, strict=False):
+                    forms.setdefault(getattr(option, attribute), {})[column] = 1.0
+                for value, form in forms.items():
+                    if value not in values:
+                        values[value] = self._column(True)
+                    (self._equal if layer else self._row)({**form, values[value]: -1.0}, 0.0)
+                for value in set(values) - set(forms) if layer else ():
+                    self._row({values[value]: 1.0}, 0.0)
+            self._equal(dict.fromkeys(values.values(), 1.0), 1.0)
+
+    def _live(self, step: int, here: bool) -> Expression:
         """Bytes of the tensors that are live at a step of one side (exact, see ``peak_activation_bytes``).
 
         On the device: made at or before the step, and read at or after it, by whichever side, or crossing;
         what is read from before the step on the server waits there to the end.
         """
-        graph, form = self.problem.graph, _Expression()
+        graph, form = self.problem.graph, Expression()
         for name, tensor in graph.tensors.items():
             producer = self.index.producer.get(name)
             last = len(graph.units) if name in graph.outputs else max(self.index.consumers[name], default=-1)
@@ -218,7 +237,7 @@ class Placement:
         for name, limit in limits.items():
             if name == "device_bits_per_weight":
                 form = {column: 8.0 * value for column, value in self.bits_form.items()}
-                form = _Expression(form)
+                form = Expression(form)
                 for column, value in self.numel_form.items():
                     form.add(column, -limit * value)
                 self._row(form, 0.0)
@@ -239,14 +258,14 @@ class Placement:
             self.cost.add(peak, unit_bytes)
         self.scale = OBJECTIVE_SCALE / magnitude if magnitude > 0 else 1.0
 
-    def _with_live(self, form: _Expression, step: int, name: str) -> _Expression:
-        total = _Expression(form)
+    def _with_live(self, form: Expression, step: int, name: str) -> Expression:
+        total = Expression(form)
         for column, value in self._live(step, name == "device_memory").items():
             total.add(column, value)
         return total
 
-    def _form(self, coefficients: np.ndarray, extra: float) -> _Expression:
-        form = _Expression()
+    def _form(self, coefficients: np.ndarray, extra: float) -> Expression:
+        form = Expression()
         for k, expression in enumerate(self.base):
             for column, value in expression.items():
                 form.add(column, float(coefficients[k]) * value)
@@ -264,32 +283,8 @@ class Placement:
 
     def propose(self, gap: float) -> Proposal:
         """The frontier of the program's optimum, and its lower bound in the objective's own units."""
-        lp, columns = highspy.HighsLp(), len(self.upper)
-        lp.num_col_, lp.num_row_ = columns, len(self.rows)
-        cost = np.zeros(columns)
-        for column, value in self.cost.items():
-            if column is not None:
-                cost[column] = value * self.scale
+        lp = linear_program(self.cost, self.rows, self.upper, self.integer, self.scale)
         constant = self.cost.get(None, 0.0)
-        entries, right = [], np.empty(len(self.rows))
-        for r, (form, limit) in enumerate(self.rows):
-            size = max((abs(v) for c, v in form.items() if c is not None), default=1.0) or 1.0
-            size = max(size, abs(limit)) if limit else size  # rows with a right side of about 1
-            right[r] = (limit - form.get(None, 0.0)) / size
-            right[r] += ROW_TOLERANCE * max(1.0, abs(right[r]))
-            entries += [(r, c, v / size) for c, v in form.items() if c is not None]
-        r, c, v = (np.array(part) for part in zip(*entries, strict=True))
-        matrix = csr_array((v, (r, c)), shape=(len(self.rows), columns))
-        lp.col_cost_, lp.col_lower_, lp.col_upper_ = cost, np.zeros(columns), np.array(self.upper)
-        lp.row_lower_, lp.row_upper_ = np.full(len(right), -highspy.kHighsInf), right
-        lp.a_matrix_.format_ = highspy.MatrixFormat.kRowwise
-        lp.a_matrix_.start_, lp.a_matrix_.index_, lp.a_matrix_.value_ = (
-            matrix.indptr,
-            matrix.indices,
-            matrix.data,
-        )
-        kinds = (highspy.HighsVarType.kContinuous, highspy.HighsVarType.kInteger)
-        lp.integrality_ = [kinds[flag] for flag in self.integer]
         solver = run_highs(lp, gap)
         info = solver.getInfo()
         if info.primal_solution_status != highspy.SolutionStatus.kSolutionStatusFeasible:

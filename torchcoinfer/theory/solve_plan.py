@@ -5,12 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from torchcoinfer.theory.plan import PREDICTED_OF_ROW, CutPlan, LayerPlan, Plan
 from torchcoinfer.theory.solve_problem import Problem
 from torchcoinfer.theory.solve_table import DB, ROWS, SB, Table
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """Of the plan's own cut, clocks and power: the Lagrangian ``dual``, and the most that the optimum there
+    can lie above it (None where the theorem says nothing, with the reason)."""
+
+    dual: float
+    shapley_folkman_gap: float | None
+    reason: str | None = None
 
 
 @dataclass(frozen=True)
@@ -24,6 +35,7 @@ class Solution:
     rows: Mapping[str, float]
     cuts: int = 1  # how many were compared
     lagrangian: float | None = None  # the part of the bound that needs no branching, float64 throughout
+    certificate: Certificate | None = None
 
     @property
     def gap(self) -> float:
@@ -61,14 +73,15 @@ def make_plan(table: Table, chosen: Solution, best: Solution) -> Plan:
     for unit in problem.graph.units:
         if unit.layer is not None:
             sides[unit.layer].add("device" if unit.name in device else "server")
-    layers = {}
+    layers, groups = {}, {n: c.name for c in problem.couplings for n, a in c.members if a == "kept_rows"}
     for layer in problem.graph.layers:
         choice = problem.choices[layer.name][item_of[layer.name]]
         option, side = choice.option, sides[layer.name] or {"device" if cut.name == "device" else "server"}
         layers[layer.name] = LayerPlan(
             option.bits, float(option.sparsity), option.format, option.group_size, option.symmetric,
             option.activation_bits, option.algorithm, "both" if len(side) > 1 else next(iter(side)),
-            int(choice.packed_bytes), float(choice.distortion),
+            int(choice.packed_bytes), float(choice.distortion), None, groups.get(layer.name),
+            float(option.kept_rows), float(option.kept_columns),
         )  # fmt: skip
     first = len(table.decisions)
     sent = tuple((n, problem.cut_options[n][int(items[first + t])].bits) for t, n in enumerate(cut.tensors))
@@ -91,7 +104,7 @@ def make_plan(table: Table, chosen: Solution, best: Solution) -> Plan:
             "objective": problem.search.minimize, "value": best.value,
             "dual_bound": best.bound, "gap": best.gap,
             "lagrangian_bound": best.lagrangian,
-            "over": table.over, "cuts": best.cuts,
+            "over": table.over, "cuts": best.cuts, "here": _certified(best),
         },
         provenance={
             "device": problem.device.name, "server": problem.server.name, "link": problem.link.name,
@@ -99,6 +112,15 @@ def make_plan(table: Table, chosen: Solution, best: Solution) -> Plan:
         },
         budget=problem.budget.as_dict(),
     )  # fmt: skip
+
+
+def _certified(best: Solution) -> dict[str, Any] | None:
+    own = best.certificate
+    if own is None:
+        return None
+    gap = own.shapley_folkman_gap
+    told = {"unavailable": own.reason} if gap is None else gap
+    return {"lagrangian_dual": own.dual, "shapley_folkman_gap": told}
 
 
 def _basis(problem: Problem) -> dict[str, str]:

@@ -6,6 +6,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from torchcoinfer.errors import ArgumentError
 from torchcoinfer.theory.budget import Budget, Search, Workload
@@ -17,6 +20,7 @@ from torchcoinfer.theory.costs import (
     float_bytes,
     unit_load,
 )
+from torchcoinfer.theory.couplings import Coupled, Coupling, check_couplings, make_coupled
 from torchcoinfer.theory.graph import Cut, Graph, all_frontiers, candidate_cuts, cut_from_tensors
 from torchcoinfer.theory.options import Option, drop_dominated, packed_bytes
 
@@ -41,6 +45,7 @@ class CutOption:
     bits: int | None
     distortion: float
     wire_bytes: int
+    kept: float = 1.0  # share of its channels that structured pruning keeps
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,7 @@ class Problem:
         cut_options: tensor name -> its options; every tensor that may cross has one with bits None.
         fixed_device, fixed_server: unit name -> load, for units without a layer.
         answer_bytes: bytes of the model's outputs on the way back, headers counted.
+        couplings: what options must agree in, beyond the groups of the graph.
         cuts: the candidates; None: ``candidate_cuts``, or all frontiers where they are few.
         frontier_limit: up to how many frontiers are enumerated.
     """
@@ -70,6 +76,7 @@ class Problem:
     answer_bytes: int = 0
     cuts: tuple[Cut, ...] | None = None
     frontier_limit: int = 400
+    couplings: tuple[Coupling, ...] = ()
 
 
 def _check_distortion(what: str, value: float) -> float:
@@ -110,6 +117,7 @@ def _layer_choices(
     sides: tuple[DeviceProfile, DeviceProfile],
     analytic: bool,
     drop: bool,
+    couplings: Sequence[Coupling],
 ) -> dict[str, tuple[Choice, ...]]:
     units = {layer.name: [u for u in graph.units if u.layer == layer.name] for layer in graph.layers}
     choices = {}
@@ -123,8 +131,19 @@ def _layer_choices(
             ]
             size = packed_bytes(option, layer.rows, layer.columns, element_bytes)
             made.append(Choice(option, distortion, size, *loads))
-        choices[layer.name] = tuple(made) if layer.group or not drop else drop_dominated(made, _choice_costs)
+        if drop and not layer.group:
+            made = _undominated(made, [a for c in couplings for n, a in c.members if n == layer.name])
+        choices[layer.name] = tuple(made)
     return choices
+
+
+def _undominated(choices: Sequence[Choice], coupled: Sequence[str]) -> list[Choice]:
+    """Choices that no other of the same coupled values dominates, in their order."""
+    classes: dict[tuple[Any, ...], list[Choice]] = {}
+    for choice in choices:
+        classes.setdefault(tuple(getattr(choice.option, name) for name in coupled), []).append(choice)
+    kept = {id(choice) for own in classes.values() for choice in drop_dominated(own, _choice_costs)}
+    return [choice for choice in choices if id(choice) in kept]
 
 
 def _cut_options(
@@ -158,6 +177,7 @@ def build_problem(
     budget: Budget,
     search: Search | None = None,
     workload: Workload | None = None,
+    couplings: Sequence[Coupling] = (),
 ) -> Problem:
     """The problem of measured curves.
 
@@ -165,6 +185,8 @@ def build_problem(
         curves: layer name -> (option, measured E_l(o)); the uncompressed option is added with distortion 0.
         cut_curves: tensor name -> (bits, measured distortion of coding it); tensors left out cross as they
         are.
+        couplings: layers whose options must agree in an attribute (structured pruning); tensors in them cross
+            as they are here, with all their channels.
 
     Raises:
         ArgumentError: a distortion is negative, NaN or Inf, or a name is unknown to the graph.
@@ -190,7 +212,7 @@ def build_problem(
     outputs = [graph.tensors[name] for name in graph.outputs]
     return Problem(
         graph=graph,
-        choices=_layer_choices(graph, table, (device, server), analytic, drop=not papers),
+        choices=_layer_choices(graph, table, (device, server), analytic, not papers, couplings),
         cut_options=_cut_options(graph, cut_curves, search),
         fixed_device=fixed[0],
         fixed_server=fixed[1],
@@ -201,7 +223,32 @@ def build_problem(
         search=search,
         workload=workload,
         answer_bytes=sum(float_bytes(tensor.nbytes, len(tensor.shape)) for tensor in outputs),
+        couplings=tuple(couplings),
     )
+
+
+def check_problem(problem: Problem) -> None:
+    """Raises ArgumentError where the couplings fit neither the options nor the mode."""
+    if problem.couplings and problem.search.mode == "analytic":
+        raise ArgumentError(
+            "the papers' mode has one option for the whole device: nothing to couple",
+            got=f"{len(problem.couplings)} couplings", expected="none", remedy="leave mode or couplings out",
+        )  # fmt: skip
+    layers = {name: [choice.option for choice in own] for name, own in problem.choices.items()}
+    check_couplings(problem.couplings, {**layers, **problem.cut_options})
+
+
+def couple(
+    problem: Problem, decisions: tuple[tuple[str, ...], ...], cuts: tuple[Cut, ...], valid: np.ndarray
+) -> tuple[Coupled | None, ...]:
+    """Per cut what the items of its decisions must agree in; ``valid`` [cuts, G, I] loses items that cannot
+    agree."""
+    layers = [{name: [c.option for c in problem.choices[name]] for name in names} for names in decisions]
+    made = []
+    for c, cut in enumerate(cuts):
+        tensors = [{name: problem.cut_options[name]} for name in cut.tensors]
+        made.append(make_coupled(problem.couplings, [*layers, *tensors], valid[c]))
+    return tuple(made)
 
 
 def choose_cuts(problem: Problem) -> tuple[tuple[Cut, ...], str]:

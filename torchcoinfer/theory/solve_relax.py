@@ -125,7 +125,8 @@ def _finish_violation(
 ) -> float:
     """Solves one pair exactly, offers its plan, and returns the lower bound of its v."""
     objective, rows = knapsacks.pair_costs(pair)
-    result = solve_violation(rows, knapsacks.slack[pair], np.isfinite(objective), relaxed, gap)
+    coupled = knapsacks.table.coupled[knapsacks.table.pair_cut[pair]]
+    result = solve_violation(rows, knapsacks.slack[pair], np.isfinite(objective), relaxed, gap, coupled)
     if result.items is not None:
         _offer(knapsacks, relaxed, best, pair, result.items)
     return result.bound

@@ -15,8 +15,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from torchcoinfer.theory.costs import header_bytes
+from torchcoinfer.theory.couplings import Coupled
 from torchcoinfer.theory.graph import Cut, lost_sizes, peak_activation_bytes
-from torchcoinfer.theory.solve_problem import Problem, choose_cuts
+from torchcoinfer.theory.solve_problem import Problem, check_problem, choose_cuts, couple
 
 ROWS = (
     "latency", "energy", "server_energy", "total_energy", "device_memory", "server_memory", "uplink",
@@ -53,6 +54,7 @@ class Table:
         decisions: member layers of each layer decision; tensor decisions follow, ``tensors[c]`` names them.
         base: [cuts, decisions, items, BASE]; padding is zero and not ``valid``.
         valid: [cuts, decisions, items].
+        coupled: per cut, what its items must agree in; None: nothing.
         fixed: [cuts, BASE] of what no choice changes; bits, numel: [cuts] of parameters on the device.
         pair_cut, pair_state: [pairs], sorted by cut.
         rows: [pairs, ROWS, BASE] coefficients; constant: [pairs, ROWS].
@@ -65,6 +67,7 @@ class Table:
     tensors: tuple[tuple[str, ...], ...]
     base: np.ndarray
     valid: np.ndarray
+    coupled: tuple[Coupled | None, ...]
     fixed: np.ndarray
     bits: np.ndarray
     numel: np.ndarray
@@ -263,6 +266,7 @@ def _weigh(
 def make_table(problem: Problem, goals: Mapping[str, float] | set[str]) -> Table:
     """Compiles a problem. ``goals``: the rows that are limited or minimized; they decide which states are
     tried."""
+    check_problem(problem)
     cuts, over = choose_cuts(problem)
     decisions = layer_decisions(problem)
     tensor_count = max(len(cut.tensors) for cut in cuts)
@@ -281,11 +285,12 @@ def make_table(problem: Problem, goals: Mapping[str, float] | set[str]) -> Table
             for i, option in enumerate(options):
                 base[c, d, i, [E, WIRE]] = option.distortion, option.wire_bytes
     _fill_layers(problem, decisions, on_device, base, valid)
+    coupled = couple(problem, decisions, cuts, valid)
     constant, bits, numel = _cut_constants(problem, cuts, on_device)
     sides = [(bool(own.any()), not own.all()) for own in on_device]
     states = _states(problem, set(goals))
     weighed = _weigh(problem, states, sides, constant, bits, numel)
     return Table(
-        problem, cuts, over, decisions, tuple(cut.tensors for cut in cuts), base, valid,
+        problem, cuts, over, decisions, tuple(cut.tensors for cut in cuts), base, valid, coupled,
         constant, bits, numel, tuple(sorted(goals)), states, *weighed,
     )  # fmt: skip
