@@ -19,6 +19,10 @@ from torchcoinfer.errors import ArgumentError, TorchCoinferError
 EXIT_ERROR = 2  # as argparse's own
 BENCH_SUITES = (
     "kernels",
+    "memory",
+    "models",
+    "paper",
+    "predictor",
     "quality",
 )  # modules of torchcoinfer.bench with add_arguments(parser) and main(options)
 BUDGET_ROWS = {
