@@ -19,6 +19,7 @@ from torchcoinfer.bench.paper.draw import check_matplotlib, write_png
 from torchcoinfer.bench.paper.figure import Figure
 from torchcoinfer.bench.paper.rates import draw_rates
 from torchcoinfer.bench.paper.subjects import Subjects
+from torchcoinfer.bench.paper.trials import draw_splits, draw_trials
 from torchcoinfer.bench.paper.weights import draw_weights
 
 FIGURES: dict[str, Callable[[Subjects], tuple[Figure, ...]]] = {
@@ -27,6 +28,8 @@ FIGURES: dict[str, Callable[[Subjects], tuple[Figure, ...]]] = {
     "bit-width": draw_bit_width,
     "pruning": draw_pruning,
     "designs": draw_designs,
+    "trials": draw_trials,
+    "splits": draw_splits,
 }
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _COLORS = ("#0f766e", "#d97706", "#6366f1", "#be123c", "#1f2937", "#65a30d", "#94a3b8", "#0891b2")
 _DASHES = ("-", "--", "-.", ":")
 _COLUMNS = 4
+_LINEAR_BELOW = 1e-5  # of a "symlog" axis, which shows an error of exactly 0
 
 
 def check_matplotlib() -> None:
@@ -36,7 +37,7 @@ def write_png(figure: Figure, folder: Path) -> Path:
     import matplotlib
     from matplotlib.figure import Figure as Canvas
 
-    columns = min(_COLUMNS, len(figure.panels))
+    columns = 2 if len(figure.panels) == 4 else min(_COLUMNS, len(figure.panels))
     rows = -(-len(figure.panels) // columns)
     canvas = Canvas(figsize=(max(5.6, 4.3 * columns), 3.3 * rows + 0.4), layout="constrained")
     grid = canvas.subplots(rows, columns, squeeze=False).ravel()
@@ -57,10 +58,12 @@ def write_png(figure: Figure, folder: Path) -> Path:
 
 
 def _draw_panel(axes: Axes, panel: Panel) -> None:
+    axes.set_xscale(panel.x_scale)
+    axes.set_yscale(panel.y_scale, **({"linthresh": _LINEAR_BELOW} if panel.y_scale == "symlog" else {}))
     for index, series in enumerate(panel.series):
         _draw_series(axes, series, _COLORS[index % len(_COLORS)], _DASHES[index % len(_DASHES)])
-    axes.set_xscale(panel.x_scale)
-    axes.set_yscale(panel.y_scale)
+    if panel.y_scale == "symlog":
+        axes.set_ylim(bottom=-0.1 * _LINEAR_BELOW)  # errors: nothing is below 0
     axes.set_title(panel.title, fontsize=9)
     axes.set_xlabel(panel.x_label, fontsize=8)
     axes.set_ylabel(panel.y_label, fontsize=8)

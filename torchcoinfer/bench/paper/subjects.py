@@ -96,6 +96,13 @@ class Subjects:
     ):
         self.fast, self.seed, self.progress = fast, seed, progress
         self.language_model = language_model
+        self._made: dict[str, Any] = {}
+
+    def once(self, key: str, make: Callable[[], Any]) -> Any:
+        """What ``make`` gives, made at the first call with this key: figures share measurements."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
 
     @cached_property
     def digits(self) -> Digits:
