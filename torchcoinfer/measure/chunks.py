@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,7 +11,9 @@ from torch import Tensor, fx
 from tqdm import tqdm
 
 from torchcoinfer.calibrate.judge import batch_size
-from torchcoinfer.measure.tape import Noise, Site, Tape
+from torchcoinfer.measure.segments import Costs
+from torchcoinfer.measure.sweep import Responses, measure_costs, sweep
+from torchcoinfer.measure.tape import Noise, Tape
 
 
 @dataclass
@@ -48,27 +50,43 @@ def responses(
     noise: Noise,
     budget_bytes: int,
     bar: tqdm,
-) -> Iterator[tuple[dict[fx.Node, Site], dict[fx.Node, Tensor]]]:
-    """Per chunk of samples: the sites, and g = Jᵀu at each."""
+) -> Iterator[Iterator[Responses]]:
+    """Per chunk of samples, per segment of the graph, last one first: the sites, and g = Jᵀu at each.
+
+    Chunks are as large, and segments as few, as the budget allows; where not even one sample fits, the
+    segments are those of least peak. A chunk's segments must be used up before the next chunk.
+    """
     first = 0
+    plans: dict[tuple[torch.Size, ...], tuple[int, tuple[int, ...], frozenset[fx.Node]]] = {}
     for inputs in data:
         batch = batch_size(inputs)
-        step = batch
-        if tape.divisible:
-            one = response_bytes(*tape.footprint(tape.dims.take(inputs, slice(0, 1)), nodes), probes)
-            step = max(1, min(batch, budget_bytes // max(one, 1)))
+        shapes = tuple(value.shape for value in inputs)
+        if shapes not in plans:
+            costs = measure_costs(tape, tape.few(inputs), nodes, probes)
+            plans[shapes] = (
+                *_divided(costs, batch if tape.divisible else 1, budget_bytes),
+                costs.differentiable,
+            )
+        step, bounds, differentiable = plans[shapes]
+        step = step if tape.divisible else batch
         for start in range(0, batch, step):
             chunk = inputs if step == batch else tape.dims.take(inputs, slice(start, start + step))
             size = batch_size(chunk)
-            judged, sites = tape.record(chunk, nodes)
             numbers = range(first + start, first + start + size)
-            yield sites, tape.responses(judged, sites, probes, partial(noise, samples=numbers))
+            numbered = partial(noise, samples=numbers)
+            yield sweep(tape, chunk, nodes, bounds, differentiable, probes, numbered)
             bar.update(size)
         first += batch
 
 
-def response_bytes(sizes: Mapping[fx.Node, tuple[int, int]], judged: int, probes: int) -> int:
-    """Bytes held for one chunk, float32: per node g of every probe, value, its gradient and the input;
-    of the judged tensor the noise, the direction and two more.
+def _divided(costs: Costs, batch: int, budget_bytes: int) -> tuple[int, tuple[int, ...]]:
+    """The most samples that fit, of ``batch`` halved repeatedly, and where the graph is divided for them.
+
+    A division costs one forward pass more, whatever the number of segments: less than small chunks do.
     """
-    return 16 * judged + sum(4 * ((probes + 2) * value + read) for value, read in sizes.values())
+    step = batch
+    while True:
+        bounds = costs.divide(budget_bytes / step)
+        if step == 1 or costs.peak(bounds) * step <= budget_bytes:
+            return step, bounds
+        step = (step + 1) // 2

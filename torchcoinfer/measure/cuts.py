@@ -11,7 +11,7 @@ from tqdm import tqdm
 from torchcoinfer.calibrate.judge import batch_size
 from torchcoinfer.calibrate.statistics import Statistics
 from torchcoinfer.errors import ArgumentError, CalibrationError
-from torchcoinfer.measure.chunks import Squares, response_bytes, responses
+from torchcoinfer.measure.chunks import Squares, responses
 from torchcoinfer.measure.score import WORKING_SET_BYTES
 from torchcoinfer.measure.tape import Noise, Rademacher, Site, Tape
 from torchcoinfer.trace import Traced
@@ -55,19 +55,21 @@ def score_cuts(
     coded = {name: choices for name, choices in coded.items() if choices}
     samples = sum(batch_size(batch) for batch in data)
     squares = {name: Squares.empty(len(choices)) for name, choices in coded.items()}
-    parts = _cut_parts(tape, data[0], coded, probes, working_set_bytes)
-    bar = tqdm(total=len(parts) * samples, desc="score cuts", unit="sample", disable=not progress)
-    for names in parts:
-        nodes = {traced.tensor_nodes[name] for name in names}
-        for sites, g in responses(tape, data, nodes, probes, noise, working_set_bytes, bar):
-            for name in names:
-                node = traced.tensor_nodes[name]
-                if node not in sites:
-                    raise CalibrationError(
-                        f"tensor {name!r} cannot be coded", got="no floating tensor",
-                        expected="bits None for it",
-                    )  # fmt: skip
-                squares[name].add(_coded_response(name, coded[name], sites[node], g[node], code))
+    bar = tqdm(total=samples, desc="score cuts", unit="sample", disable=not progress)
+    nodes = {traced.tensor_nodes[name]: name for name in coded}
+    for segments in responses(tape, data, set(nodes), probes, noise, working_set_bytes, bar):
+        missing = set(nodes)
+        for sites, g in segments:
+            for node, site in sites.items():
+                name = nodes[node]
+                squares[name].add(_coded_response(name, coded[name], site, g[node], code))
+            missing -= set(sites)
+            del sites, g  # before the next segment is run
+        if missing:
+            raise CalibrationError(
+                f"tensor {nodes[missing.pop()]!r} cannot be coded", got="no floating tensor",
+                expected="bits None for it",
+            )  # fmt: skip
     bar.close()
     scale = statistics.judge.factor / (samples * statistics.signal)
     table: dict[str, dict[int | None, float]] = {name: {None: 0.0} for name in bits}
@@ -81,21 +83,3 @@ def _coded_response(name: str, bits: Sequence[int], site: Site, g: Tensor, code:
         x = site.value.detach()
         delta = torch.stack([(code(name, x, b) - x).to(g.dtype).reshape(g.shape[0], -1) for b in bits], 1)
         return torch.bmm(g, delta.transpose(1, 2))
-
-
-def _cut_parts(
-    tape: Tape, inputs: Sequence[Tensor], coded: Mapping[str, Sequence[int]], probes: int, budget: int
-) -> list[list[str]]:
-    few = tape.few(inputs)
-    nodes = {name: tape.traced.tensor_nodes[name] for name in coded}
-    shapes, _ = tape.footprint(few, set(nodes.values()))
-    parts: list[list[str]] = [[]]
-    held = 0
-    for name, node in nodes.items():
-        size = response_bytes({node: shapes[node]}, 0, probes) if node in shapes else 0
-        if parts[-1] and held + size > budget:
-            parts.append([])
-            held = 0
-        parts[-1].append(name)
-        held += size
-    return [part for part in parts if part]

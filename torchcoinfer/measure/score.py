@@ -8,7 +8,7 @@ times, or shared by several modules, sums g·δ over its calls before squaring.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -19,8 +19,9 @@ from torchcoinfer.calibrate.interpret import LayerCall, Replacement
 from torchcoinfer.calibrate.judge import batch_size
 from torchcoinfer.calibrate.statistics import Statistics
 from torchcoinfer.errors import ArgumentError
-from torchcoinfer.measure.chunks import Squares, response_bytes, responses
+from torchcoinfer.measure.chunks import Squares, responses
 from torchcoinfer.measure.deltas import WeightDelta, stored_bytes
+from torchcoinfer.measure.sweep import Responses
 from torchcoinfer.measure.tape import Noise, Rademacher, Site, Tape
 from torchcoinfer.theory.options import Option
 from torchcoinfer.trace import Traced
@@ -60,7 +61,6 @@ class _Part:
 
     pairs: dict[str, list[Option]] = field(default_factory=dict)
     weight_bytes: int = 0
-    response_bytes: int = 0  # of the fewest samples that can be run at once
 
 
 def score_options(
@@ -92,9 +92,11 @@ def score_options(
             to data (error compensation) are to be scored on other data than those.
         replacements: layers compressed already: Jacobians and inputs are then those of that model, which is
             how a table is measured again around a plan.
-        working_set_bytes: bounds what is held beside one forward and backward pass of a few samples: weight
-            changes (one half) and probe responses (the other). When it is small the layers are done part by
-            part, each part paying the passes again.
+        working_set_bytes: bounds what is held beside the model: weight changes (one half); values kept for
+            the backward pass and probe responses (the other). Weight changes that do not fit are done part
+            by part, each part paying the passes again; passes that do not fit are done a few samples at a
+            time and segment by segment (``sweep.py``), which is exact. Where not even that fits, as little
+            more is held as a division of the graph allows.
         noise: another source of probes (tests use a basis, which makes the result exact).
         progress: show a bar.
 
@@ -111,17 +113,16 @@ def score_options(
     scorer = _LayerScorer(tape, row_counts, options, weights, shifts, working_set_bytes)
     samples = sum(batch_size(batch) for batch in data)
     scale = statistics.judge.factor / (samples * statistics.signal)
-    parts = scorer.parts(data[0], probes)
+    parts = scorer.parts()
     bar = tqdm(total=len(parts) * samples, desc="score", unit="sample", disable=not progress)
     scored: dict[tuple[str, Option], Measured] = {}
     for part in parts:
         changes = scorer.changes(part)
         squares = {layer: Squares.empty(len(found)) for layer, found in changes.items()}
         nodes = {call.node for layer in changes for call in scorer.calls[layer]}
-        for sites, g in responses(tape, data, nodes, probes, noise, working_set_bytes // 2, bar):
-            for layer, found in changes.items():
-                calls = [call for call in scorer.calls[layer] if call.node in sites]
-                squares[layer].add(scorer.layer_response(calls, found, sites, g))
+        for segments in responses(tape, data, nodes, probes, noise, working_set_bytes // 2, bar):
+            for layer, response in scorer.chunk_response(changes, segments).items():
+                squares[layer].add(response)
         for layer, found in changes.items():
             values, errors = squares[layer].mean_and_error(scale)
             for change, value, error in zip(found, values, errors):
@@ -166,31 +167,22 @@ class _LayerScorer:
         self.sizes: dict[tuple[str, Option], tuple[float, float]] = {}
         self.exact = False
 
-    def parts(self, inputs: Sequence[Tensor], probes: int) -> list[_Part]:
-        """Packs the (layer, option) pairs, in the order of the graph, into few passes within the budget.
+    def parts(self) -> list[_Part]:
+        """Packs the (layer, option) pairs, in the order of the graph, into as few parts as the budget allows.
 
         Weight changes are kept exactly where all of them fit, else in eight bits.
         """
         half = self.budget // 2
         needed = sum(self._bytes(layer, exact=True) * len(found) for layer, found in self.options.items())
         self.exact = needed <= half
-        few = self.tape.few(inputs)
-        shapes, _ = self.tape.footprint(
-            few, {call.node for layer in self.options for call in self.calls[layer]}
-        )
         parts = [_Part()]
         for layer in self.calls:
-            of_layer = {call.node: shapes[call.node] for call in self.calls[layer] if call.node in shapes}
-            held = response_bytes(of_layer, 0, probes)
             for option in self.options.get(layer, ()):
-                part, size = parts[-1], self._bytes(layer, self.exact)
-                more = 0 if layer in part.pairs else held
-                if part.pairs and (part.weight_bytes + size > half or part.response_bytes + more > half):
+                size = self._bytes(layer, self.exact)
+                if parts[-1].pairs and parts[-1].weight_bytes + size > half:
                     parts.append(_Part())
-                    part, more = parts[-1], held
-                part.pairs.setdefault(layer, []).append(option)
-                part.weight_bytes += size
-                part.response_bytes += more
+                parts[-1].pairs.setdefault(layer, []).append(option)
+                parts[-1].weight_bytes += size
         return [part for part in parts if part.pairs]
 
     def _bytes(self, layer: str, exact: bool) -> int:
@@ -221,6 +213,20 @@ class _LayerScorer:
                 shift = self.shifts(layer, option)
                 found.setdefault(layer, []).append(WeightDelta.of(option, change, rows, self.exact, shift))
         return found
+
+    def chunk_response(
+        self, changes: Mapping[str, Sequence[WeightDelta]], segments: Iterator[Responses]
+    ) -> dict[str, Tensor]:
+        """Per layer Σ over its calls, in whatever segments they are, of g·δ."""
+        total: dict[str, Tensor] = {}
+        for sites, g in segments:
+            for layer, found in changes.items():
+                calls = [call for call in self.calls[layer] if call.node in sites]
+                if calls:
+                    response = self.layer_response(calls, found, sites, g)
+                    total[layer] = _sum(total[layer], response) if layer in total else response
+            del sites, g  # before the next segment is run
+        return total
 
     def layer_response(
         self,
@@ -253,6 +259,13 @@ class _LayerScorer:
                     delta[:, position] = response.reshape(rows, elements)
                 found.append(torch.bmm(g, delta.transpose(1, 2)))
         return torch.cat(found, 2)
+
+
+def _sum(one: Tensor, other: Tensor) -> Tensor:
+    """Of two responses; where either is of the whole batch [1, P, O], so is the sum."""
+    if len(one) != len(other):
+        one, other = one.sum(0, keepdim=True), other.sum(0, keepdim=True)
+    return one + other
 
 
 def unchanged(option: Option) -> bool:

@@ -77,47 +77,77 @@ class Tape:
     def _judged(self, inputs: Sequence[Tensor], tap: Tap | None = None) -> Tensor:
         with torch.no_grad():
             outputs = self.interpreter.run(inputs, replacements=self._replacements, tap=tap)
-            return self.judge.tensor(self.traced.unflatten_outputs(outputs), inputs)
+            return self.judged(outputs, inputs)
 
-    def footprint(
-        self, inputs: Sequence[Tensor], nodes: Collection[fx.Node]
-    ) -> tuple[dict[fx.Node, tuple[int, int]], int]:
-        """Elements of (value, largest tensor argument) at each node, and of the judged tensor.
+    def run(
+        self, span: tuple[int, int], values: dict[fx.Node, Any], inputs: Sequence[Tensor], tap: Tap
+    ) -> list[Any] | None:
+        """Evaluates the nodes at the positions ``span`` (start, stop).
 
-        From one plain forward pass.
+        Args:
+            values: those alive before ``start``; afterwards those alive before ``stop``.
+            inputs: flat inputs of the model.
+
+        Returns:
+            the flat outputs where the span reaches the end, else None.
         """
-        found: dict[fx.Node, tuple[int, int]] = {}
+        interpreter = self.interpreter
+        given = dict(zip((node for node in interpreter.nodes if node.op == "placeholder"), inputs))
+        for node in interpreter.nodes[slice(*span)]:
+            if node.op == "output":
+                return interpreter.outputs(node, values)
+            if node.op == "placeholder":
+                values[node] = tap(node, (), given[node])
+            else:
+                values[node] = interpreter.evaluate(node, values, self._replacements, tap)
+            for done in interpreter.last_use.get(node, ()):
+                values.pop(done, None)
+        return None
 
-        def observe(node: fx.Node, args: Sequence[Any], value: Any) -> Any:
-            if node in nodes and isinstance(value, Tensor):
-                found[node] = (value.numel(), _read_numel(node, args))
-            return value
-
-        return found, self._judged(inputs, observe).numel()
+    def judged(self, outputs: Sequence[Any], inputs: Sequence[Tensor]) -> Tensor:
+        """The judged tensor among flat outputs."""
+        return self.judge.tensor(self.traced.unflatten_outputs(outputs), inputs)
 
     def record(
         self, inputs: Sequence[Tensor], nodes: Collection[fx.Node]
     ) -> tuple[Tensor, dict[fx.Node, Site]]:
         """The judged tensor and the sites of ``nodes`` for one chunk of samples."""
         sites: dict[fx.Node, Site] = {}
-        batch = batch_size(inputs)
+        with torch.enable_grad():
+            everything = (0, len(self.interpreter.nodes))
+            outputs = self.run(everything, {}, inputs, self.observer(nodes, batch_size(inputs), sites))
+            return self.judged(outputs, inputs), sites
+
+    def observer(self, nodes: Collection[fx.Node], batch: int, sites: dict[fx.Node, Site]) -> Tap:
+        """Puts the sites of ``nodes`` into ``sites`` as their values come by."""
 
         def observe(node: fx.Node, args: Sequence[Any], value: Any) -> Any:
             if node not in nodes or not isinstance(value, Tensor) or not value.is_floating_point():
                 return value
-            leads = self._leads(node, value, batch)
-            if not leads and self.independent and _only_added(node, value):
-                value, leads = value.expand(batch, *value.shape[1:]), True
+            value, leads = self._repeated(node, value, batch)
             if not value.requires_grad:
                 value = value.detach().requires_grad_(True)
             detached = tuple(arg.detach() if isinstance(arg, Tensor) else arg for arg in args)
             sites[node] = Site(node, detached, value, leads)
             return value
 
-        with torch.enable_grad():
-            outputs = self.interpreter.run(inputs, replacements=self._replacements, tap=observe)
-            judged = self.judge.tensor(self.traced.unflatten_outputs(outputs), inputs)
-        return judged, sites
+        return observe
+
+    def repeater(self, nodes: Collection[fx.Node], batch: int) -> Tap:
+        """Gives every value the shape that ``observer`` gives it, and notes nothing."""
+
+        def repeat(node: fx.Node, args: Sequence[Any], value: Any) -> Any:
+            if node not in nodes or not isinstance(value, Tensor) or not value.is_floating_point():
+                return value
+            return self._repeated(node, value, batch)[0]
+
+        return repeat
+
+    def _repeated(self, node: fx.Node, value: Tensor, batch: int) -> tuple[Tensor, bool]:
+        leads = self._leads(node, value, batch)
+        if not leads and self.independent and _only_added(node, value):
+            return value.expand(batch, *value.shape[1:]), True
+        return value, leads
 
     def _leads(self, node: fx.Node, value: Tensor, batch: int) -> bool:
         if not self.independent or value.dim() == 0 or value.shape[0] != batch:
@@ -134,13 +164,7 @@ class Tape:
 
         One backward pass a probe gives all sites. float32, or float64 for a float64 model.
         """
-        found: dict[fx.Node, Tensor] = {}
-        for site in sites.values():
-            rows = site.value.shape[0] if site.leads else 1
-            dtype = torch.promote_types(site.value.dtype, torch.float32)
-            found[site.node] = torch.zeros(
-                rows, probes, site.value.numel() // rows, dtype=dtype, device=site.value.device
-            )
+        found = empty_responses(sites, probes)
         if not judged.requires_grad:
             return found
         values = [site.value for site in sites.values()]
@@ -153,6 +177,18 @@ class Tape:
                 if gradient is not None:
                     found[node][:, probe] = gradient.reshape(found[node].shape[0], -1)
         return found
+
+
+def empty_responses(sites: Mapping[fx.Node, Site], probes: int) -> dict[fx.Node, Tensor]:
+    """Zeros [B, P, M] per site, [1, P, M] where the batch does not lead."""
+    found: dict[fx.Node, Tensor] = {}
+    for node, site in sites.items():
+        rows = site.value.shape[0] if site.leads else 1
+        dtype = torch.promote_types(site.value.dtype, torch.float32)
+        found[node] = torch.zeros(
+            rows, probes, site.value.numel() // rows, dtype=dtype, device=site.value.device
+        )
+    return found
 
 
 def _only_added(node: fx.Node, value: Tensor) -> bool:
@@ -168,15 +204,6 @@ def _only_added(node: fx.Node, value: Tensor) -> bool:
 def _ranks_agree(node: fx.Node, rank: int) -> bool:
     shapes = [read.meta.get("val") for read in node.all_input_nodes]
     return len(shapes) == 2 and all(isinstance(val, Tensor) and val.dim() == rank for val in shapes)
-
-
-def _read_numel(node: fx.Node, args: Sequence[Any]) -> int:
-    values = [
-        arg.numel()
-        for arg, given in zip(args, node.args)
-        if isinstance(arg, Tensor) and isinstance(given, fx.Node) and given.op != "get_attr"
-    ]
-    return max(values, default=0)
 
 
 class Rademacher:
