@@ -124,7 +124,7 @@ bool run_sparse_linear(const SparseCall& call, const ParallelFor& parallel) {
   if (call.rows == 0 || call.weight.N == 0) return true;
   [[maybe_unused]] const bool wide = TORCHCOINFER_X86 && call.isa == Isa::avx512;
 #if TORCHCOINFER_X86
-  if (wide && call.weight.bits && call.rows <= GEMV_ROWS) return avx512::multiply_few_codes(call, parallel);
+  if (wide && avx512::are_few_codes(call)) return avx512::multiply_few_codes(call, parallel);
   if (wide && !call.weight.bits && call.x.dtype == Dtype::bfloat16) return avx512::multiply_pairs(call, parallel);
 #endif
   return call.weight.bits ? multiply_codes(call, parallel) : multiply_floats(call, parallel);

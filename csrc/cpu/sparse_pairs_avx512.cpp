@@ -16,6 +16,7 @@ namespace torchcoinfer::avx512 {
 namespace {
 
 constexpr int64_t MOST_BLOCKS = 4;              // that pass over x together
+constexpr int64_t ROUNDED_TILES = 32;              // of a window that is rounded: few survivors, or it leaves L1
 constexpr int64_t LINE_VALUES = 32;                // of a cache line
 constexpr int64_t ENOUGH_PARTS = 8;
 constexpr int64_t ROWS_TOGETHER = 480;          // rows of one task where there are blocks enough to share out
@@ -83,7 +84,7 @@ struct Workspace {
 
   Workspace(int64_t rows, int64_t blocks, bool few)
       : scratch(1),
-        rounded(WINDOW_SURVIVORS + SURVIVOR_SLACK),
+        rounded(ROUNDED_TILES * TILE_GROUPS * GROUP_PLACES + SURVIVOR_SLACK),
         places(few ? 0 : blocks * WINDOW_SURVIVORS),
         sums(blocks * rows * SUMS) {}
 };
@@ -91,13 +92,13 @@ struct Workspace {
 bool few_block(const SparseCall& call, const Rows& x, int64_t block, const Workspace& work) {
   const SparseMatrix& w = call.weight;
   SurvivorStream stream(w, spread_of(Isa::avx512), block, work.scratch.get());
-  const int64_t most = w.value_dtype == Dtype::bfloat16 ? stream.most_tiles() : WINDOW_TILES;
+  const bool ahead = w.value_dtype == Dtype::bfloat16;
+  const int64_t most = std::min(stream.most_tiles(), ahead ? MOST_WINDOW_TILES : ROUNDED_TILES);
   std::memset(work.sums.get(), 0, x.rows * SUMS * sizeof(float));
   for (int64_t t = 0; t < w.tiles(); t += most) {
     const int64_t tiles = std::min(most, w.tiles() - t);
     if (!stream.open(t, tiles)) return false;
     const uint16_t* survivors = window_survivors(w, stream, work.rounded.get());
-    const bool ahead = w.value_dtype == Dtype::bfloat16;
     (ahead ? few<true> : few<false>)(survivors, stream.masks(), tiles * TILE_GROUPS, x, t * TILE_K, work.sums.get());
   }
   store_block(work.sums.get(), x.rows, call.out, block);

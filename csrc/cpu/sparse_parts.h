@@ -19,7 +19,8 @@ namespace avx512 {
 // would be; sums in float32.
 bool multiply_pairs(const SparseCall& call, const ParallelFor& parallel);
 
-// Quantized survivors, at most GEMV_ROWS rows: codes are spread and multiplied in registers.
+// Quantized survivors and one row tile of digits (digits_avx512.h): codes are spread and multiplied in registers.
+bool are_few_codes(const SparseCall& call);
 bool multiply_few_codes(const SparseCall& call, const ParallelFor& parallel);
 
 }  // namespace avx512
