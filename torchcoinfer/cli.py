@@ -22,6 +22,7 @@ BENCH_SUITES = (
     "memory",
     "models",
     "paper",
+    "planner",
     "predictor",
     "quality",
 )  # modules of torchcoinfer.bench with add_arguments(parser) and main(options)

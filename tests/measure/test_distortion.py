@@ -1,4 +1,4 @@
-"""Measured errors, the telescope, coded cut tensors, and the repair of the additive table."""
+"""Measured errors, the telescope, coded cut tensors, and the test of additivity."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from torchcoinfer.measure import (
     measure_replacements,
     random_trials,
     reference,
-    rescale,
     score_cuts,
     score_options,
     telescope,
@@ -192,24 +191,10 @@ def test_additivity_is_judged_by_measuring():
     assert additivity(curves, {}, measured=0.0).holds
 
 
-def test_rescaled_table_predicts_the_measurement():
-    curves = table(0.2, 0.3)
-    chosen = {"layer 0": LOW, "layer 1": FINE}
-    again = rescale(curves, chosen, measured=0.5)
-    assert additivity(again, chosen, 0.5).ratio == pytest.approx(1.0)
-    assert again["layer 1"][0] == curves["layer 1"][0]  # eight bits are additive: left alone
-    assert again["layer 1"][1].distortion == pytest.approx(0.3 * (0.5 - 0.03) / 0.2)
-    all_fine = {"layer 0": FINE, "layer 1": FINE}
-    scaled = rescale(curves, all_fine, measured=0.1)
-    assert additivity(scaled, all_fine, 0.1).ratio == pytest.approx(1.0)
-
-
 @pytest.mark.parametrize(
     "call, error, words",
     [
         (lambda t, s, r: additivity(table(0.1), {"layer 0": COARSE}, 0.1), ArgumentError, "not in the table"),
-        (lambda t, s, r: rescale(table(0.1), {"layer 0": LOW}, math.inf), ArgumentError, "measured"),
-        (lambda t, s, r: rescale(table(0.1), {}, 0.1), ArgumentError, "more than 0"),
         (lambda t, s, r: reference(t, s, []), CalibrationError, "empty"),
         (lambda t, s, r: reference(t, s, [torch.zeros(2, 4).double()]), CalibrationError, "batch 0"),
         (lambda t, s, r: measure_distortion(r, lambda x: x[:, :1]), ArgumentError, "another shape"),

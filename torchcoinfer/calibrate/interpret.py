@@ -16,8 +16,18 @@ from torch import Tensor, fx
 from torchcoinfer.errors import CalibrationError
 from torchcoinfer.trace import Traced
 
-Replacement = Tensor | Callable[[Tensor], Tensor]
-"""What may stand for a layer in one run: a dense weight [N, K], or a callable of the layer's input."""
+
+@dataclass(frozen=True)
+class Shifted:
+    """A dense weight [N, K] together with what the layer's bias is changed by, [N]."""
+
+    weight: Tensor
+    shift: Tensor
+
+
+Replacement = Tensor | Shifted | Callable[[Tensor], Tensor]
+"""What may stand for a layer in one run: a dense weight [N, K], that with a changed bias, or a callable of
+the layer's input."""
 
 Tap = Callable[[fx.Node, Sequence[Any], Any], Any]
 """Called with (node, its arguments, its value); what it returns is passed on as the node's value."""
@@ -146,6 +156,11 @@ def replace_layer(
     call: LayerCall, args: Sequence[Any], kwargs: Mapping[str, Any], replacement: Replacement
 ) -> Tensor:
     """The call's output with its weight replaced: the same op for a tensor, or what the callable gives."""
+    if isinstance(replacement, Shifted):
+        value = replace_layer(call, args, kwargs, replacement.weight)
+        return value + replacement.shift.to(value.dtype).reshape(
+            -1, *(1,) * (2 if call.kind == "conv2d" else 0)
+        )
     if not isinstance(replacement, Tensor):
         return replacement(args[call.input_position])
     old = args[call.weight_position]

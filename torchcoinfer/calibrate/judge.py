@@ -90,6 +90,16 @@ class Judge:
         root = p.sqrt() * noise
         return root - p * root.sum(-1, keepdim=True)
 
+    def root(self, judged: Tensor, change: Tensor) -> Tensor:
+        """v with ‖v‖² = the metric's second-order form of a change of ``judged``, up to ``factor``; [B, n].
+
+        "output_mse": the change itself. "kl": √p (Δ − p·Δ), whose squared norm is Δᵀ(diag(p) − ppᵀ)Δ.
+        """
+        if self.metric == "output_mse":
+            return change.flatten(1)
+        p = judged.detach().softmax(-1)
+        return (p.sqrt() * (change - (p * change).sum(-1, keepdim=True))).flatten(1)
+
     @property
     def factor(self) -> float:
         """What (uᵀv)² is multiplied with: 1, or ½ for the KL divergence."""

@@ -1,6 +1,6 @@
 """What needs both a plan's algorithms and data: curves, measured and certified distortion, telescope."""
 
-from torchcoinfer.measure.additivity import Additivity, additivity, rescale
+from torchcoinfer.measure.additivity import Additivity, additivity
 from torchcoinfer.measure.certify import Unavailable, certify, kappa
 from torchcoinfer.measure.cuts import score_cuts
 from torchcoinfer.measure.distortion import (
@@ -11,12 +11,14 @@ from torchcoinfer.measure.distortion import (
     reference,
     telescope,
 )
+from torchcoinfer.measure.interactions import Interactions, halfway, measure_interactions
 from torchcoinfer.measure.score import Curves, Measured, score_options
 from torchcoinfer.measure.trials import Trials, random_trials
 
 __all__ = [
     "Additivity",
     "Curves",
+    "Interactions",
     "Measured",
     "Reference",
     "Telescope",
@@ -24,12 +26,13 @@ __all__ = [
     "Unavailable",
     "additivity",
     "certify",
+    "halfway",
     "kappa",
     "measure_distortion",
+    "measure_interactions",
     "measure_replacements",
     "random_trials",
     "reference",
-    "rescale",
     "score_cuts",
     "score_options",
     "telescope",

@@ -1,16 +1,14 @@
-"""Is the sum of the layers' errors the error of their sum? Measured, and repaired."""
+"""Is the sum of the layers' errors the error of their sum? Measured."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torchcoinfer.errors import ArgumentError
 from torchcoinfer.measure.score import Curves
 from torchcoinfer.theory.options import Option
-
-LOW_BITS = 4  # below this width interactions between layers are known to matter
 
 
 @dataclass(frozen=True)
@@ -62,37 +60,3 @@ def distortion_of(curves: Curves, layer: str, option: Option) -> float:
         if point.option == option:
             return point.distortion
     raise ArgumentError("option not in the table", got=f"{layer}: {option}", expected="a scored option")
-
-
-def rescale(curves: Curves, chosen: Mapping[str, Option], measured: float) -> Curves:
-    """The table after a measurement, for another round of solving.
-
-    The surplus (or saving) that was measured is put where additivity breaks: on the options of fewer than 4
-    bits, or with pruned weights; one factor for all of them, such that the chosen configuration is predicted
-    as measured. When no such option was chosen, or the others alone exceed the measurement, the factor goes
-    to all options.
-
-    Raises:
-        ArgumentError: ``measured`` is not a positive number, or nothing of positive distortion was chosen.
-    """
-    if not (measured > 0.0 and math.isfinite(measured)):
-        raise ArgumentError("measured distortion", got=measured, expected="a positive number")
-    low = sum(distortion_of(curves, layer, o) for layer, o in chosen.items() if _interacts(o))
-    total = sum(distortion_of(curves, layer, o) for layer, o in chosen.items())
-    if total <= 0.0:
-        raise ArgumentError("predicted distortion of the plan", got=total, expected="more than 0")
-    only_low = low > 0.0 and measured > total - low
-    factor = (measured - (total - low)) / low if only_low else measured / total
-    return {
-        layer: tuple(
-            replace(point, distortion=point.distortion * factor)
-            if not only_low or _interacts(point.option)
-            else point
-            for point in points
-        )
-        for layer, points in curves.items()
-    }
-
-
-def _interacts(option: Option) -> bool:
-    return option.bits < LOW_BITS or option.sparsity > 0.0

@@ -1,28 +1,26 @@
 """The table the solver reads: every option of every layer scored with the algorithm that will be applied.
 
-Rounding to nearest is scored first, for all options. Error-compensated weights are made and
-scored only for options that a first solution showed to matter, with probes on other samples than those of
-their Hessians.
+Rounding to nearest is scored first, for all options; error compensation (``compensated.py``) only where a
+first solution showed that it matters.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from torchcoinfer import ops
-from torchcoinfer.calibrate import Statistics, Stream, embedding_sensitivity
+from torchcoinfer.calibrate import Statistics
 from torchcoinfer.calibrate.judge import batch_size
-from torchcoinfer.compress import LayerInputs, Quantized, nearest, obs, option_of, segment_inputs
+from torchcoinfer.compress import nearest, option_of
 from torchcoinfer.compress.nearest import pruning_mask
 from torchcoinfer.compress.pack import weight_matrix
 from torchcoinfer.measure.cuts import score_cuts
-from torchcoinfer.measure.score import Curves, Measured, score_options
+from torchcoinfer.measure.distortion import Reference
+from torchcoinfer.measure.score import WORKING_SET_BYTES, Curves, Measured, score_options
 from torchcoinfer.split import coded_leading_dims
 from torchcoinfer.theory.budget import Search
 from torchcoinfer.theory.graph import Cut, Layer
@@ -33,6 +31,7 @@ from torchcoinfer.trace import Traced
 SCORING_SAMPLES = 48  # a curve's standard error is a few percent by then
 CUT_SAMPLES, CUT_PROBES = 16, 4
 SURVIVORS = 3  # error-compensated options a layer
+NEIGHBORS = 2  # on either side of a chosen option
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ def nearest_curves(
 ) -> Curves:
     """Scores rounding to nearest for every option that ``search`` allows."""
     options = {layer.name: layer_options(layer, search) for layer in traced.graph.layers}
-    rounding = _Nearest(traced, statistics)
+    rounding = Nearest(traced, statistics)
     data = Data.of(statistics)
     return score_options(
         traced, statistics, options, weights=rounding, batches=data.score, seed=search.seed, progress=progress
@@ -82,7 +81,7 @@ def layer_options(layer: Layer, search: Search) -> tuple[Option, ...]:
     )
 
 
-class _Nearest:
+class Nearest:
     """(layer, option) -> the dense weight of rounding to nearest.
 
     Of an embedding only rows that calibration read are rounded: no other row can change a score. Options come
@@ -94,7 +93,7 @@ class _Nearest:
         self._last_mask: tuple[tuple[str, str, float], Tensor | None] | None = None
 
     def __call__(self, layer: str, option: Option) -> Tensor:
-        weight = _weight(self.traced, layer).float()
+        weight = weight_of(self.traced, layer).float()
         rows = self.statistics.row_counts.get(layer)
         importance = self.statistics.importance(layer)
         if rows is None or importance is not None:  # of a tied embedding the linear layer reads all rows
@@ -108,11 +107,13 @@ class _Nearest:
         return compressed
 
 
-def _weight(traced: Traced, layer: str) -> Tensor:
-    return weight_matrix(_modules(traced, layer)[0])
+def weight_of(traced: Traced, layer: str) -> Tensor:
+    """[N, K]."""
+    return weight_matrix(modules_of(traced, layer)[0])
 
 
-def _modules(traced: Traced, layer: str) -> list[nn.Module]:
+def modules_of(traced: Traced, layer: str) -> list[nn.Module]:
+    """The modules that share the layer's weight."""
     return [traced.model.get_submodule(path) for path in traced.layer_modules[layer]]
 
 
@@ -132,7 +133,7 @@ def survivors(traced: Traced, curves: Curves, chosen: Mapping[str, Option]) -> d
         plain = replace(option, algorithm="nearest")
         position = min(
             range(len(front)),
-            key=lambda i: abs(_bytes(layer, front[i].option) - _bytes(layer, plain)),
+            key=lambda i: abs(option_bytes(layer, front[i].option) - option_bytes(layer, plain)),
         )
         start = max(0, min(position - 1, len(front) - SURVIVORS))
         near = [point.option for point in front[start : start + SURVIVORS]]
@@ -141,7 +142,8 @@ def survivors(traced: Traced, curves: Curves, chosen: Mapping[str, Option]) -> d
     return {layer: options for layer, options in found.items() if options}
 
 
-def _bytes(layer: Layer, option: Option) -> int:
+def option_bytes(layer: Layer, option: Option) -> int:
+    """Packed bytes of a layer in an option."""
     return packed_bytes(option, layer.rows, layer.columns, layer.weight_bytes // layer.numel)
 
 
@@ -149,68 +151,35 @@ def _front(layer: Layer, points: Sequence[Measured]) -> list[Measured]:
     """Compressed options that no smaller one beats, by bytes ascending."""
     front: list[Measured] = []
     compressed = [point for point in points if point.option.format != "float"]
-    for point in sorted(compressed, key=lambda p: (_bytes(layer, p.option), p.distortion)):
+    for point in sorted(compressed, key=lambda p: (option_bytes(layer, p.option), p.distortion)):
         if not front or point.distortion < front[-1].distortion:
             front.append(point)
     return front
 
 
-def obs_curves(
-    traced: Traced,
-    statistics: Statistics,
-    options: Mapping[str, Sequence[Option]],
-    search: Search,
-    *,
-    progress: bool = False,
-) -> Curves:
-    """Makes and scores error-compensated weights for the options given, on uncompressed inputs."""
-    data = Data.of(statistics)
-    embeddings = [
-        layer.name for layer in traced.graph.layers if layer.kind == "embedding" and options.get(layer.name)
-    ]
-    minded = embedding_sensitivity(traced, statistics.judge, data.fit, embeddings, seed=search.seed)
-    made: dict[tuple[str, Option], Callable[[], Tensor]] = {}
-    shifts: dict[tuple[str, Option], Tensor | None] = {}
-    bar = tqdm(total=sum(map(len, options.values())), desc="compensate", unit="option", disable=not progress)
-    for segment in Stream(traced, data.fit):
-        due = {name: _modules(traced, name) for name in segment.layers if options.get(name)}
-        inputs = segment_inputs(segment, due, drift=False)
-        inputs |= {name: LayerInputs.of_sensitivity(minded[name]) for name in due if name in minded}
-        for name in due:
-            weight, known = _weight(traced, name), inputs.get(name)
-            # of an embedding no row can change a score that the data do not read
-            rows = statistics.row_counts[name].nonzero().flatten() if name in minded else slice(None)
-            for option in options[name] if known is not None else ():
-                key = name, replace(option, algorithm="obs")
-                compressed = obs(weight[rows], key[1], known.hessians)
-                made[key] = partial(_dense, weight, rows, compressed)
-                shifts[key] = known.mean_error(weight, compressed)
-            bar.update(len(options[name]))
-    bar.close()
-    if not made:
-        return {}
-    wanted: dict[str, list[Option]] = {}
-    for name, option in made:
-        wanted.setdefault(name, []).append(option)
-    return score_options(
-        traced,
-        statistics,
-        wanted,
-        weights=lambda layer, option: made[layer, option](),
-        shifts=lambda layer, option: shifts[layer, option],
-        batches=data.score,
-        seed=search.seed,
-        progress=progress,
+def near(traced: Traced, curves: Curves, name: str, chosen: Option) -> tuple[Option, ...]:
+    """The option and its neighbors on the layer's front, two smaller and two larger; of none, the largest."""
+    layer = next(layer for layer in traced.graph.layers if layer.name == name)
+    front = [point.option for point in _front(layer, curves[name])]
+    if chosen.format == "float":
+        return tuple(front[-NEIGHBORS:])
+    size, others = option_bytes(layer, chosen), [option for option in front if option != chosen]
+    smaller = [option for option in others if option_bytes(layer, option) < size]
+    return (*smaller[-NEIGHBORS:], chosen, *others[len(smaller) :][:NEIGHBORS])
+
+
+def scoring_reference(traced: Traced, statistics: Statistics) -> Reference:
+    """The original model's outputs on the samples that carry the probes, as many as a working set holds."""
+    taken, held = [], 0
+    for inputs in Data.of(statistics).score:
+        found = Reference.of_flat(traced, statistics, [inputs])
+        held += found.judged[0].numel() * found.judged[0].element_size()
+        if taken and held > WORKING_SET_BYTES:
+            break
+        taken.append(found)
+    return Reference(
+        traced, statistics, (), tuple(r.inputs[0] for r in taken), tuple(r.judged[0] for r in taken)
     )
-
-
-def _dense(weight: Tensor, rows: Tensor | slice, compressed: Quantized) -> Tensor:
-    """The weight with some of its rows compressed, float32 [N, K]."""
-    if isinstance(rows, slice):
-        return compressed.dequantize()
-    dense = weight.float().clone()
-    dense[rows] = compressed.dequantize()
-    return dense
 
 
 def merged(curves: Curves, more: Curves) -> Curves:
@@ -263,10 +232,10 @@ def report_rows(
 ) -> list[dict[str, float | bool | None]]:
     """A layer's curve for the report: bits per weight, output distortion, and λ·E|ŵ − w| (unit-free)."""
     with torch.no_grad():
-        mean_magnitude = float(_weight(traced, layer.name).abs().mean())
+        mean_magnitude = float(weight_of(traced, layer.name).abs().mean())
     return [
         {
-            "bits_per_weight": 8.0 * _bytes(layer, point.option) / layer.numel,
+            "bits_per_weight": 8.0 * option_bytes(layer, point.option) / layer.numel,
             "distortion": point.distortion,
             "scaled_l1": point.weight_l1 / mean_magnitude if mean_magnitude > 0 else None,
             "chosen": point.option == option_of(chosen),

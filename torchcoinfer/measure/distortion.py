@@ -22,7 +22,8 @@ class Reference:
     """The original model's judged outputs on some batches, computed once and compared with many times.
 
     Attributes:
-        arguments: per batch, the model's (positional, keyword) arguments.
+        arguments: per batch, the model's (positional, keyword) arguments; empty where only replacements are
+            measured.
         inputs: per batch, the same as flat inputs.
         judged: per batch, the judged tensor [B, ...].
     """
@@ -32,6 +33,18 @@ class Reference:
     arguments: tuple[tuple[tuple[Any, ...], dict[str, Any]], ...]
     inputs: tuple[tuple[Tensor, ...], ...]
     judged: tuple[Tensor, ...]
+
+    @classmethod
+    def of_flat(
+        cls, traced: Traced, statistics: Statistics, batches: Sequence[Sequence[Tensor]]
+    ) -> Reference:
+        """From flat inputs, as ``Statistics.batches`` holds them: for ``measure_replacements`` only."""
+        interpreter = Interpreter(traced)
+        judged = tuple(
+            judged_output(interpreter, statistics.judge, inputs, index)
+            for index, inputs in enumerate(batches)
+        )
+        return cls(traced, statistics, (), tuple(map(tuple, batches)), judged)
 
     @property
     def samples(self) -> int:
@@ -67,7 +80,9 @@ def measure_distortion(reference: Reference, compressed: Callable[..., Any]) -> 
         float64 [samples]; an output that is not finite counts as infinite error.
     """
     errors = []
-    for (args, kwargs), inputs, judged in zip(reference.arguments, reference.inputs, reference.judged):
+    for (args, kwargs), inputs, judged in zip(
+        reference.arguments, reference.inputs, reference.judged, strict=True
+    ):
         with torch.no_grad():
             changed = reference.statistics.judge.tensor(compressed(*args, **kwargs), inputs)
         errors.append(_relative_error(reference.statistics, judged, changed))

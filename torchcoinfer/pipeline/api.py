@@ -14,6 +14,7 @@ from torchcoinfer.errors import ArgumentError, CalibrationError, InfeasibleBudge
 from torchcoinfer.measure import curves, reference
 from torchcoinfer.models import default_inputs
 from torchcoinfer.pipeline.border import Data, check_model, check_search
+from torchcoinfer.pipeline.refine import refined
 from torchcoinfer.pipeline.run import Run, apply, statistics_of
 from torchcoinfer.profile import device_profile, link_profile, measure_costs, server_profile
 from torchcoinfer.provenance import model_hash
@@ -72,7 +73,7 @@ def compress_and_split(
         link, search or Search(), progress,
     )  # fmt: skip
     if budget.certified_distortion is None:
-        return run.applied(run.planned(budget))
+        return run.applied(*refined(run, budget, run.planned(budget)))
     return _certified(run, budget)
 
 
@@ -171,7 +172,8 @@ def _certified(run: Run, budget: Budget) -> Result:
     attempt, best = budget, None
     for _ in range(CERTIFICATION_ROUNDS):
         try:
-            result = run.applied(run.planned(attempt), CERTIFICATION_ROUNDS)
+            plan, details = refined(run, attempt, run.planned(attempt))
+            result = run.applied(plan, details, CERTIFICATION_ROUNDS)
         except InfeasibleBudget:
             if best is None:
                 raise

@@ -10,13 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from torchcoinfer.measure import curves
 from torchcoinfer.pipeline.api import prepare
 from torchcoinfer.pipeline.run import Run
 from torchcoinfer.theory import pareto as fronts
 from torchcoinfer.theory.budget import Budget, Search, Workload
 from torchcoinfer.theory.costs import DeviceProfile, LinkProfile
-from torchcoinfer.theory.plan import Plan
 
 
 @torch.inference_mode(False)
@@ -68,21 +66,6 @@ def front_of(run: Run, budget: Budget, axis: str, points: int) -> fronts.Front:
     """The front of a run: first on rounding to nearest; then error compensation is scored for every choice on
     it, and the front made again."""
     front = fronts.pareto(run.problem(budget), axis, points)
-    if "obs" in run.search.algorithms and score_compensation(run, front.plans):
+    if "obs" in run.search.algorithms and run.compensate(front.plans):
         front = fronts.pareto(run.problem(budget), axis, points)
     return replace(front, plans=tuple(map(run.signed, front.plans)))
-
-
-def score_compensation(run: Run, plans: Iterable[Plan]) -> bool:
-    """Adds error-compensated options to the run's table: those that rounding chose in any of the plans, and
-    their neighbors. Returns whether there were any."""
-    wanted: dict[str, dict[Any, None]] = {}
-    for plan in plans:
-        chosen = {name: row.option for name, row in plan.layers.items() if row.algorithm == "nearest"}
-        for name, options in curves.survivors(run.traced, run.table, chosen).items():
-            wanted.setdefault(name, {}).update(dict.fromkeys(options))
-    options = {name: tuple(found) for name, found in wanted.items()}
-    if options:
-        more = curves.obs_curves(run.traced, run.statistics, options, run.search, progress=run.progress)
-        run.table = curves.merged(run.table, more)
-    return bool(options)

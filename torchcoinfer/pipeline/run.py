@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torchcoinfer.calibrate import Statistics, calibrate
-from torchcoinfer.compress import apply_to_model, option_of
+from torchcoinfer.compress import apply_to_model
 from torchcoinfer.errors import PlanError
 from torchcoinfer.measure import Reference, curves, verdict
+from torchcoinfer.measure.compensated import Compensated, score_compensated
 from torchcoinfer.measure.score import Curves
 from torchcoinfer.pipeline.border import Data
 from torchcoinfer.provenance import model_hash, versions
@@ -18,6 +19,7 @@ from torchcoinfer.split import split
 from torchcoinfer.theory.alternatives import explored
 from torchcoinfer.theory.budget import Budget, Search, Workload
 from torchcoinfer.theory.costs import DeviceProfile, LinkProfile
+from torchcoinfer.theory.options import Option
 from torchcoinfer.theory.plan import Plan
 from torchcoinfer.theory.solve import Problem, build_problem, solve
 from torchcoinfer.trace import Traced, trace
@@ -42,6 +44,7 @@ class Run:
     examples: Any
     dynamic_shapes: Any
     progress: bool
+    compensated: Compensated = field(default_factory=Compensated)  # weights behind the table
 
     def problem(self, budget: Budget) -> Problem:
         return build_problem(
@@ -63,22 +66,34 @@ class Run:
         """Solve on rounding to nearest; score error compensation where it matters and solve again, twice."""
         plan = self.solved(budget)
         for _ in range(COMPENSATION_ROUNDS if "obs" in self.search.algorithms else 0):
-            chosen = {name: option_of(row) for name, row in plan.layers.items() if row.algorithm == "nearest"}
-            options = curves.survivors(self.traced, self.table, chosen)
-            if not options:
+            if not self.compensate([plan]):
                 break
-            more = curves.obs_curves(
-                self.traced, self.statistics, options, self.search, progress=self.progress
-            )
-            self.table = curves.merged(self.table, more)
             plan = self.solved(budget)
         return plan
 
-    def applied(self, plan: Plan, rounds: int = 1) -> Result:
+    def compensate(self, plans: Iterable[Plan]) -> bool:
+        """Adds error-compensated options to the table: those that rounding chose in any of the plans, and
+        their neighbors. Returns whether there were any."""
+        wanted: dict[str, dict[Option, None]] = {}
+        for plan in plans:
+            chosen = {name: row.option for name, row in plan.layers.items() if row.algorithm == "nearest"}
+            for name, options in curves.survivors(self.traced, self.table, chosen).items():
+                wanted.setdefault(name, {}).update(dict.fromkeys(options))
+        options = {name: tuple(found) for name, found in wanted.items()}
+        if options:
+            more, made = score_compensated(
+                self.traced, self.statistics, options, self.search, progress=self.progress
+            )
+            self.table = curves.merged(self.table, more)
+            self.compensated.update(made)
+        return bool(options)
+
+    def applied(self, plan: Plan, details: Mapping[str, Any], rounds: int = 1) -> Result:
+        self.compensated = Compensated()  # compression makes its own, on compressed inputs
         plan = explored(self.problem(Budget.from_dict(dict(plan.budget))), self.signed(plan))
         return apply(
             self.traced, self.statistics, self.judged, plan, self.examples, self.dynamic_shapes,
-            self.workload, self.search, {"curves": self.curve_rows(plan)}, self.progress, rounds,
+            self.workload, self.search, {**details, "curves": self.curve_rows(plan)}, self.progress, rounds,
         )  # fmt: skip
 
     def curve_rows(self, plan: Plan) -> dict[str, list[dict[str, Any]]]:
@@ -120,7 +135,7 @@ def apply(
         **details,
         "title": type(traced.model).__name__,
         "weight_numel": {layer.name: layer.numel for layer in traced.graph.layers},
-        "notes": _notes(traced),
+        "notes": [*_notes(traced), *details.get("notes", ())],
     }
     return Result(device, server, replace(plan, bounds=bounds), details, compressed.eval())
 
