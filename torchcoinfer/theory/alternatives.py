@@ -36,7 +36,7 @@ def explored(problem: Problem, plan: Plan) -> Plan:
       where no row but the objective is limited. Every row carries its own proven gap.
     * ``bandwidth``: see ``bandwidth_band``.
     """
-    problem = _with_cut(problem, plan)
+    problem = _with_state(_with_cut(problem, plan), plan)
     fronts = Fronts(problem)
     front = _front(fronts, plan)
     table, solution = fronts.table, solution_of(fronts.table, plan)
@@ -57,6 +57,23 @@ def _with_cut(problem: Problem, plan: Plan) -> Problem:
         cuts = (*cuts, own)
         return replace(problem, cuts=cuts, search=replace(problem.search, cut=None))
     return problem
+
+
+def _with_state(problem: Problem, plan: Plan) -> Problem:
+    """The problem with the plan's clocks and power among the states: analytic mode finds them in between."""
+    if problem.search.mode != "analytic":
+        return problem
+    device_hz, server_hz, power = (plan.resources[n] for n in ("device_hz", "server_hz", "transmit_w"))
+
+    def also(states: tuple[float, ...], own: float) -> tuple[float, ...]:
+        return tuple(sorted({*states, own} - {0.0}))
+
+    return replace(
+        problem,
+        device=replace(problem.device, clocks_hz=also(problem.device.clocks_hz, device_hz)),
+        server=replace(problem.server, clocks_hz=also(problem.server.clocks_hz, server_hz)),
+        link=replace(problem.link, transmit_w=also(problem.link.transmit_w, power)),
+    )
 
 
 def solution_of(table: Table, plan: Plan) -> Solution:

@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike
 
 from torchcoinfer.errors import ArgumentError
 from torchcoinfer.theory.bounds import FloatArray, lower_distortion, pruning_l1, upper_distortion
+from torchcoinfer.theory.costs import DeviceProfile, LinkProfile
 from torchcoinfer.theory.resources import (
     Q_DEVICE,
     Q_DEVICE_FLOPS_PER_CYCLE,
@@ -62,6 +63,28 @@ class PaperModel:
 
 
 Q_SYSTEM = PaperSystem()
+_Q_SOURCE = "arXiv 2602.13052; clocks from a thousandth of the highest, in analytic mode all between"
+_Q_CLOCKS = (0.001, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+# [Q]'s constants as profiles, for compress_and_split(..., search=Search(mode="analytic")): [Q] has no static
+# power and no memory limit, and leaves communication out, which a link of 1e18 bit/s stands for
+Q_DEVICE_PROFILE, Q_SERVER_PROFILE = (
+    DeviceProfile(
+        name=name,
+        clocks_hz=tuple(share * stage.max_hz for share in _Q_CLOCKS),
+        flops_per_cycle=flops_per_cycle,
+        efficiency=1.0,
+        memory_bandwidth=1e18,
+        memory_bytes=1e18,
+        energy_coefficient=stage.coefficient,
+        static_w=0.0,
+        source=_Q_SOURCE,
+    )
+    for name, stage, flops_per_cycle in (
+        ("[Q] device", Q_DEVICE, Q_DEVICE_FLOPS_PER_CYCLE),
+        ("[Q] server", Q_SERVER, Q_SERVER_FLOPS_PER_CYCLE),
+    )
+)
+Q_NO_LINK = LinkProfile("[Q] no link", 1e18, 1e18, 0.0, (1e-9,), 0.0, _Q_SOURCE)
 Q_MODELS: Mapping[str, PaperModel] = MappingProxyType(
     {
         "BLIP-2 2.7B": PaperModel(533.66e9, 3.75e9, 3.5, 2.0),
