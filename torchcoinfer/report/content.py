@@ -194,17 +194,16 @@ def optimality_sentence(plan: Plan) -> str:
     gap, over = plan.optimality.get("gap"), plan.optimality.get("over", "candidate cuts")
     if gap is None:
         return "no optimality is claimed for this plan"
-    told = f"optimal for the additive table up to a proven gap of {100 * float(gap):.2g} %, over {over}"
+    table = "a table linear around it (interactions)" if "table" in plan.optimality else "the additive table"
+    told = f"optimal for {table} up to a proven gap of {100 * float(gap):.2g} %, over {over}"
     return "\n".join([told, *_proof_lines(plan.optimality)])
 
 
 def _proof_lines(optimality: Mapping[str, Any]) -> list[str]:
     """The bounds side by side: with branching, without, and what the theorem allows between."""
     here, lines = optimality.get("here") or {}, []
-    for key, name in (
-        ("dual_bound", "with branching"),
-        ("lagrangian_bound", "Lagrangian, without branching"),
-    ):
+    names = {"dual_bound": "with branching", "lagrangian_bound": "Lagrangian, without branching"}
+    for key, name in names.items():
         bound = number_of(optimality.get(key))
         if bound is not None:
             lines.append(f"lower bound, {name}: {format_error(bound)}")
@@ -212,9 +211,8 @@ def _proof_lines(optimality: Mapping[str, Any]) -> list[str]:
     if dual is not None:
         gap = here.get("shapley_folkman_gap")
         allowed = bound_text(gap) if number_of(gap) is None else f"at most {format_error(gap)}"
-        lines.append(
-            f"at this cut and these clocks: Lagrangian dual {format_error(dual)}, Shapley-Folkman gap {allowed}"
-        )
+        told = f"Lagrangian dual {format_error(dual)}, Shapley-Folkman gap {allowed}"
+        lines.append(f"at this cut and these clocks: {told}")
     return lines
 
 

@@ -124,7 +124,7 @@ def _search_frontiers(
 def ceilings(problem: Problem, table: Table) -> dict[str, float]:
     """Memory that the machines have, where some choice could exceed it."""
     own = {"device_memory": problem.device.memory_bytes, "server_memory": problem.server.memory_bytes}
-    most = table.base.max(axis=2).sum(axis=1)[table.pair_cut]
+    most = table.largest[table.pair_cut]
     limits = {}
     for name, limit in own.items():
         r = ROWS.index(name)

@@ -70,7 +70,7 @@ def make_knapsacks(
     o, names = ROWS.index(objective), tuple(name for name, _ in pairs)
     index = [ROWS.index(name) for name in names]
     bounds = np.array([limit for _, limit in pairs], dtype=np.float64)
-    largest = table.base.max(axis=2, initial=0.0).sum(axis=1)[table.pair_cut]  # [P, BASE]
+    largest = table.largest[table.pair_cut]  # [P, BASE]
     totals = (table.rows[:, index] @ largest[:, :, None])[..., 0] + table.constant[:, index]
     scale = factor * np.where(bounds > 0, bounds, np.maximum(totals.max(axis=0, initial=0.0), 1e-300))
     return Knapsacks(
@@ -161,7 +161,7 @@ class DualState:
         return cls(np.full(pairs, -np.inf), np.zeros((pairs, len(knapsacks.names))), incumbent)
 
 
-def _possible(knapsacks: Knapsacks, pairs: np.ndarray) -> np.ndarray:
+def possible_pairs(knapsacks: Knapsacks, pairs: np.ndarray) -> np.ndarray:
     """Pairs whose rows can each be met when the others are dropped."""
     for r in range(len(knapsacks.names)):
         least, _ = minimize_items(knapsacks.table, pairs, knapsacks.rows[pairs, r])
@@ -223,7 +223,7 @@ def bound_pairs(knapsacks: Knapsacks, state: DualState, gap: float, pairs: np.nd
     First a common multiplier over 18 decades (finds plans and the right magnitude), then subgradient steps of
     Polyak's length towards the incumbent.
     """
-    row_count, possible = len(knapsacks.names), _possible(knapsacks, pairs)
+    row_count, possible = len(knapsacks.names), possible_pairs(knapsacks, pairs)
     state.bound[np.setdiff1d(pairs, possible)] = np.inf
     pairs = possible
     _probe(knapsacks, state, pairs, np.zeros((len(pairs), row_count)))

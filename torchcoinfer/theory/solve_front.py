@@ -28,16 +28,19 @@ from torchcoinfer.theory.solve_dual import (
     make_knapsacks,
     minimize_items,
     offer,
+    possible_pairs,
     relax_states,
     subgradient,
 )
-from torchcoinfer.theory.solve_pair import improve, repair
+from torchcoinfer.theory.solve_milp import relaxation_multipliers
+from torchcoinfer.theory.solve_pair import core_plan, improve, repair
 from torchcoinfer.theory.solve_plan import Solution, make_plan
 from torchcoinfer.theory.solve_problem import Problem
 from torchcoinfer.theory.solve_table import BASE, DB, DC, DS, SB, SC, SS, WIRE, E, Table, make_table
 
 DIRECTIONS, MAGNITUDES = 24, 16  # mixtures of resources, and prices of each, that a front is sampled at
-REPLAN_STEPS = 4  # subgradient steps on the bound of a re-plan
+REPLAN_STEPS = 10  # subgradient steps on the bound of a re-plan
+TIGHTENED = 8  # cuts whose stored multipliers come from their linear relaxation
 TRIED = 6  # stored choices that are improved by exchanges
 
 
@@ -58,13 +61,18 @@ class Fronts:
         self.table = make_table(problem, {*problem.budget.rows(), self.objective, *rows})
         papers = problem.search.mode == "analytic"
         tables = uniform_tables(self.table) if papers else [self.table]
-        both = np.unique(np.concatenate([self._sample(own, seed) for own in tables]), axis=0)
+        both = np.concatenate([self._sample(own, seed) for own in tables])
+        both = both[np.argsort(both[:, 0], kind="stable")]
         self.cuts, self.items = both[:, 0], both[:, 1:]
         self.totals = self._totals(self.cuts, self.items)
         relaxed = relax_states(self._knapsacks(self.table, problem.budget.rows()))
         state = DualState.start(relaxed, Incumbent())
         bound_pairs(relaxed, state, 0.0, np.arange(len(relaxed.members)))
         self.names, self.multipliers = relaxed.names, state.multipliers
+        for cut in np.argsort(state.bound, kind="stable")[:TIGHTENED]:
+            objective, rows = relaxed.pair_costs(cut)
+            m = relaxation_multipliers(objective, rows, relaxed.slack[cut], relaxed.table.coupled[cut])
+            self.multipliers[cut] = self.multipliers[cut] if m is None else m
         if not papers:
             self._add_exchanged(relaxed)
 
@@ -82,13 +90,10 @@ class Fronts:
         """Per cut the plan that exchanges reach from its Lagrangian choice: near this budget's optimum."""
         cuts, found = [], []
         for cut in range(len(relaxed.members)):
-            weights = relaxed.objective[cut] + self.multipliers[cut] @ relaxed.rows[cut]
-            choice = minimize_items(relaxed.table, np.array([cut]), weights[None])[1][0]
-            objective, rows = relaxed.pair_costs(cut, like=choice)
-            start = repair(objective, rows, relaxed.slack[cut], choice)
-            if start is not None:
+            better = _exchanged(relaxed, self.multipliers[cut], cut)
+            if better is not None:
                 cuts.append(cut)
-                found.append(improve(objective, rows, relaxed.slack[cut], start))
+                found.append(better)
         if found:
             self.add(np.array(cuts, dtype=np.int64), np.array(found, dtype=np.int64))
 
@@ -109,8 +114,10 @@ class Fronts:
         prices[:, E] = 1.0
         found = []
         for cut in range(len(table.cuts)):
-            own = replace(table, pair_cut=np.full(len(prices), cut))
-            items = np.unique(minimize_items(own, np.arange(len(prices)), prices)[1], axis=0)
+            own, every = replace(table, pair_cut=np.full(len(prices), cut)), np.arange(len(prices))
+            items = minimize_items(own, every, prices)[1]
+            first = np.unique(chosen_totals(own, every, items), axis=0, return_index=True)[1]
+            items = items[np.sort(first)]
             found.append(np.concatenate([np.full((len(items), 1), cut), items], axis=1))
         return np.concatenate(found)
 
@@ -159,7 +166,14 @@ class Fronts:
             outer = DualState.start(relaxed, incumbent)
             outer.multipliers[:] = self.multipliers if self.names == real.names else 0.0
             everywhere = np.arange(len(relaxed.members))
-            subgradient(relaxed, outer, everywhere, self.problem.search.gap, REPLAN_STEPS)
+            there = possible_pairs(relaxed, everywhere)
+            outer.bound[np.setdiff1d(everywhere, there)] = np.inf
+            subgradient(relaxed, outer, there, self.problem.search.gap, REPLAN_STEPS)
+            cut = int(outer.bound.argmin())
+            if outer.bound[cut] < incumbent.target(self.problem.search.gap):
+                found = _core(relaxed, outer.multipliers[cut], cut)
+                if found is not None:
+                    offer(relaxed, incumbent, cut, found)
             bound = min(incumbent.value, max(0.0, float(outer.bound.min())))
             rows = table.evaluate(incumbent.pair, incumbent.items)
             best = Solution(incumbent.pair, incumbent.items, incumbent.value, bound, rows, len(table.cuts))
@@ -207,3 +221,23 @@ class Fronts:
                 better = improve(objective, rows, real.slack[pair], self.items[stored])
                 if not offer(real, incumbent, pair, better):
                     offer(real, incumbent, pair, self.items[stored])
+
+
+def _core(relaxed: Knapsacks, multipliers: np.ndarray, cut: int) -> np.ndarray | None:
+    """The best plan near the Lagrangian's choice at these multipliers; None if there is none, or if decisions
+    are coupled."""
+    if relaxed.table.coupled[relaxed.table.pair_cut[cut]] is not None:
+        return None
+    objective, rows = relaxed.pair_costs(cut)
+    scores = objective + np.tensordot(multipliers, rows, 1)
+    reduced = scores - scores.min(axis=1, keepdims=True)
+    return core_plan(reduced, objective, rows, relaxed.slack[cut], np.inf)
+
+
+def _exchanged(relaxed: Knapsacks, multipliers: np.ndarray, cut: int) -> np.ndarray | None:
+    """What exchanges make of the Lagrangian's choice at these multipliers; None if it cannot be repaired."""
+    weights = relaxed.objective[cut] + multipliers @ relaxed.rows[cut]
+    choice = minimize_items(relaxed.table, np.array([cut]), weights[None])[1][0]
+    objective, rows = relaxed.pair_costs(cut, like=choice)
+    start = repair(objective, rows, relaxed.slack[cut], choice)
+    return None if start is None else improve(objective, rows, relaxed.slack[cut], start)

@@ -55,6 +55,7 @@ class Table:
         base: [cuts, decisions, items, BASE]; padding is zero and not ``valid``.
         valid: [cuts, decisions, items].
         coupled: per cut, what its items must agree in; None: nothing.
+        largest: [cuts, BASE] sum over decisions of the greatest item.
         fixed: [cuts, BASE] of what no choice changes; bits, numel: [cuts] of parameters on the device.
         pair_cut, pair_state: [pairs], sorted by cut.
         rows: [pairs, ROWS, BASE] coefficients; constant: [pairs, ROWS].
@@ -68,6 +69,7 @@ class Table:
     base: np.ndarray
     valid: np.ndarray
     coupled: tuple[Coupled | None, ...]
+    largest: np.ndarray
     fixed: np.ndarray
     bits: np.ndarray
     numel: np.ndarray
@@ -292,5 +294,6 @@ def make_table(problem: Problem, goals: Mapping[str, float] | set[str]) -> Table
     weighed = _weigh(problem, states, sides, constant, bits, numel)
     return Table(
         problem, cuts, over, decisions, tuple(cut.tensors for cut in cuts), base, valid, coupled,
-        constant, bits, numel, tuple(sorted(goals)), states, *weighed,
+        base.max(axis=2, initial=0.0).sum(axis=1), constant, bits, numel,
+        tuple(sorted(goals)), states, *weighed,
     )  # fmt: skip
