@@ -8,19 +8,21 @@ import pytest
 
 from torchcoinfer.errors import ArgumentError
 from torchcoinfer.theory.papers import (
-    Q_MODELS,
-    Q_SYSTEM,
     PaperProblem,
-    Split,
-    bit_levels,
-    bound_gap,
     feasible_random,
     fixed_frequency,
-    gap_table,
     joint_design,
     nearest_rounding,
     on_device,
     on_server,
+)
+from torchcoinfer.theory.papers_tables import (
+    Q_MODELS,
+    Q_SYSTEM,
+    Split,
+    bit_levels,
+    bound_gap,
+    gap_table,
     pruning_levels,
     pruning_table,
 )

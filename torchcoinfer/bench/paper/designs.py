@@ -10,21 +10,16 @@ import numpy as np
 from torchcoinfer.bench.paper.figure import Figure, Panel, Series
 from torchcoinfer.bench.paper.subjects import Subjects
 from torchcoinfer.theory.papers import (
-    Q_MODELS,
-    Q_SYSTEM,
     Design,
-    PaperModel,
     PaperProblem,
-    Split,
-    bit_levels,
     feasible_random,
     fixed_frequency,
-    gap_table,
     joint_design,
     nearest_rounding,
     on_device,
     on_server,
 )
+from torchcoinfer.theory.papers_tables import Q_MODELS, Q_SYSTEM, PaperModel, Split, bit_levels, gap_table
 from torchcoinfer.theory.resources import Allocation
 
 JOINT, JOINT_SPLIT = "joint, split given", "joint, split chosen"

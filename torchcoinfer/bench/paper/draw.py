@@ -31,7 +31,7 @@ def check_matplotlib() -> None:
         raise MissingExtra("matplotlib", "report") from error
 
 
-def write_png(figure: Figure, folder: Path) -> Path:
+def write_png(figure: Figure, folder: Path, dpi: int = 150) -> Path:
     """Draw the figure into ``folder``; the file appears whole or not at all."""
     check_matplotlib()
     import matplotlib
@@ -48,7 +48,7 @@ def write_png(figure: Figure, folder: Path) -> Path:
     canvas.suptitle(figure.title, fontsize=11)
     buffer = io.BytesIO()
     with matplotlib.rc_context({"font.family": ["DejaVu Sans"]}):
-        canvas.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
+        canvas.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
     path = folder / f"{figure.name}.png"
     handle, temporary = tempfile.mkstemp(dir=folder, suffix=".part")
     with os.fdopen(handle, "wb") as file:

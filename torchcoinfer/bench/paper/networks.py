@@ -15,15 +15,8 @@ from torchcoinfer.bench.paper.subjects import Subject
 from torchcoinfer.compress import nearest
 from torchcoinfer.theory.graph import candidate_cuts
 from torchcoinfer.theory.options import Option
-from torchcoinfer.theory.papers import (
-    Q_SYSTEM,
-    Level,
-    PaperProblem,
-    PaperSystem,
-    Split,
-    bit_levels,
-    pruning_levels,
-)
+from torchcoinfer.theory.papers import PaperProblem
+from torchcoinfer.theory.papers_tables import Q_SYSTEM, Level, PaperSystem, Split, bit_levels, pruning_levels
 from torchcoinfer.theory.resources import Radio
 from torchcoinfer.trace import trace
 
