@@ -17,8 +17,8 @@ constexpr int64_t BLOCKS = 2;
 constexpr int64_t COLUMNS = BLOCKS * BLOCK_N;
 constexpr int64_t LEAST_CHUNK_TILES = 4;  // tiles decoded at once: whole segments
 constexpr int64_t MOST_CHUNK_TILES = SEGMENT_K / TILE_K;
+constexpr int64_t CHUNKS_AHEAD = 2;       // packed chunks between those decoded and those fetched
 constexpr int64_t TILE_CODES = TILE_K * BLOCK_N;
-constexpr int64_t LINE_LANES = VECTOR_BYTES / 4;
 
 // Two neighboring blocks; where the second is missing, the first stands in for it.
 struct Pair {
@@ -85,13 +85,24 @@ Multiply multiply_of(int digits, int64_t height) {
   return digits == 2 ? multiply_of_height<2>(height) : multiply_of_height<3>(height);
 }
 
-// Lines of memory that are fetched a few at a time while something else is computed.
+// Fetches the packed tiles of a pair some way ahead of where they are decoded, a few lines at a time while something
+// else is computed; beyond the pair's last tile come the next pair's.
 struct Fetch {
-  const char* next;
-  const char* end;
+  const QuantMatrix& w;
+  Pair pair;
+  int64_t end_block;
+  int64_t line;         // of the pair's blocks, to be fetched next
+  int64_t block_lines;
 
   void lines(int64_t count) {
-    for (; count > 0 && next < end; --count, next += VECTOR_BYTES) _mm_prefetch(next, _MM_HINT_T0);
+    for (; count > 0; --count, ++line) {
+      const bool beyond = line >= block_lines;
+      for (int64_t b = 0; b < BLOCKS; ++b) {
+        const int64_t block = pair.block[b] + (beyond ? BLOCKS : 0), place = beyond ? line - block_lines : line;
+        if (block < end_block)
+          _mm_prefetch(reinterpret_cast<const char*>(w.packed + (block * block_lines + place) * VECTOR_BYTES), _MM_HINT_T0);
+      }
+    }
   }
 };
 
@@ -116,7 +127,8 @@ TORCHCOINFER_AVX512 Decoded decode_chunk(const QuantMatrix& w, const Pair& pair,
 
 // All rows times a pair. sums: [rows][32].
 template <int BITS>
-void gemm_pair(const QuantMatrix& w, const DigitRows& x, const Pair& pair, uint8_t* workspace, float* sums) {
+void gemm_pair(const QuantMatrix& w, const DigitRows& x, const Pair& pair, int64_t end_block, uint8_t* workspace,
+               float* sums) {
   const Segments segments(w.K, w.group_size);
   const DigitTiles tiles(x.rows, x.digits);
   const int64_t low = x.rows / tiles.count;  // heights are low and low + 1
@@ -127,13 +139,8 @@ void gemm_pair(const QuantMatrix& w, const DigitRows& x, const Pair& pair, uint8
     const int64_t s1 = std::min(s0 + chunk, segments.count), t0 = segments.begin(s0), t1 = segments.end(s1 - 1);
     const Decoded decoded = decode_chunk<BITS>(w, pair, segments.tiles, t0, t1, workspace);
     const int64_t steps = tiles.count * (s1 - s0);
-    const int64_t ahead = std::min(segments.tiles, t1 + chunk * segments.tiles_each) - t1;
-    Fetch fetch[BLOCKS];
-    for (int64_t b = 0; b < BLOCKS; ++b) {
-      const char* next = reinterpret_cast<const char*>(w.packed + (pair.block[b] * segments.tiles + t1) * tile_bytes(BITS));
-      fetch[b] = {next, next + ahead * tile_bytes(BITS)};
-    }
-    const int64_t lines_each = ceil_div(ahead * BITS, steps);
+    const int64_t lines_each = ceil_div((t1 - t0) * BITS, steps);
+    Fetch fetch{w, pair, end_block, (t1 + CHUNKS_AHEAD * (t1 - t0)) * BITS, segments.tiles * BITS};
     for (int64_t s = s0; s < s1; ++s) {
       const int64_t t = segments.begin(s), group = segments.group(s);
       const Segment segment{s, (segments.end(s) - t) * QUADS,
@@ -141,14 +148,7 @@ void gemm_pair(const QuantMatrix& w, const DigitRows& x, const Pair& pair, uint8
       const Decoded here{{decoded.codes[0] + (t - t0) * TILE_CODES, decoded.codes[1] + (t - t0) * TILE_CODES}};
       for (int64_t i = 0; i < tiles.count; ++i) {
         const int64_t row = tiles.begin(i), height = tiles.begin(i + 1) - row, width = height * x.digits;
-        for (int64_t b = 0; b < BLOCKS; ++b) fetch[b].lines(lines_each);
-        // the next tile's part of x is a jump away, where no hardware prefetcher looks
-        if (i + 1 < tiles.count) {
-          const int64_t next_row = tiles.begin(i + 1), next_width = (tiles.begin(i + 2) - next_row) * x.digits;
-          const int32_t* next = x.lanes + next_row * x.row_lanes + t * QUADS * next_width;
-          for (int64_t line = 0; line < segment.lanes * next_width; line += LINE_LANES)
-            _mm_prefetch(reinterpret_cast<const char*>(next + line), _MM_HINT_T0);
-        }
+        fetch.lines(lines_each);
         multiply[height - low](w, segment, here, x.lanes + row * x.row_lanes + t * QUADS * width,
                                x.starts + (row * segments.count + s * height) * x.digits,
                                x.scales + row * x.scales_each() + s * height, sums + row * COLUMNS);
@@ -171,7 +171,7 @@ void gemm_bits(const QuantMatrix& w, const DigitRows& x, const Output& out, int6
   const Buffer<float> sums(x.rows * COLUMNS);
   for (int64_t block = begin; block < end; block += BLOCKS) {
     const Pair pair{{block, std::min(block + 1, end - 1)}};
-    gemm_pair<BITS>(w, x, pair, workspace.get(), sums.get());
+    gemm_pair<BITS>(w, x, pair, end, workspace.get(), sums.get());
     (x.digits == 1 ? store_pair<1> : store_pair<2>)(sums.get(), x, pair, out);
   }
 }

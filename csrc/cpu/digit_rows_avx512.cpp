@@ -18,71 +18,92 @@ constexpr float CODE_TOP = 127.f;
 constexpr int LEAST_EXPONENT = 27;  // biased: below, the factor that makes integers of x would overflow
 
 // Sixteen values of x from `k` on, zeros beyond K.
+template <Dtype DTYPE>
 TORCHCOINFER_AVX512_INLINE __m512 load_sixteen(const SourceRows& x, int64_t row, int64_t k) {
   const int64_t left = x.K - k, place = row * x.row_stride + k;
-  if (left >= QUARTER) return load_floats(x.data, x.dtype, place);
+  if (left >= QUARTER) return load_floats(x.data, DTYPE, place);
   if (left <= 0) return _mm512_setzero_ps();
   const __mmask16 mask = static_cast<__mmask16>((1 << left) - 1);
-  if (x.dtype == Dtype::float32) return _mm512_maskz_loadu_ps(mask, static_cast<const float*>(x.data) + place);
+  if (DTYPE == Dtype::float32) return _mm512_maskz_loadu_ps(mask, static_cast<const float*>(x.data) + place);
   const __m256i halves = _mm256_maskz_loadu_epi16(mask, static_cast<const uint16_t*>(x.data) + place);
-  if (x.dtype == Dtype::float16) return _mm512_cvtph_ps(halves);
+  if (DTYPE == Dtype::float16) return _mm512_cvtph_ps(halves);
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
 }
 
-// Absolute maximum of columns [begin, end) and 0, or NaN where one of them is not finite.
+// Absolute maximum of columns [begin, end), whole tiles, and 0, or NaN where one of them is not finite.
 struct Extent {
   float largest;
   float poison;
 };
+template <Dtype DTYPE>
 TORCHCOINFER_AVX512_INLINE Extent extent(const SourceRows& x, int64_t row, int64_t begin, int64_t end) {
-  __m512 largest = _mm512_setzero_ps(), poison = _mm512_setzero_ps();
-  for (int64_t k = begin; k < end; k += QUARTER) {
-    const __m512 values = load_sixteen(x, row, k);
-    largest = _mm512_max_ps(_mm512_abs_ps(values), largest);
-    poison = _mm512_fmadd_ps(values, _mm512_setzero_ps(), poison);
-  }
-  return {_mm512_reduce_max_ps(largest), _mm512_reduce_add_ps(poison)};
+  __m512 largest[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()}, poison[2] = {largest[0], largest[0]};
+  for (int64_t k = begin; k < end; k += 2 * QUARTER)
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; ++i) {
+      const __m512 values = load_sixteen<DTYPE>(x, row, k + i * QUARTER);
+      largest[i] = _mm512_max_ps(_mm512_abs_ps(values), largest[i]);
+      poison[i] = _mm512_fmadd_ps(values, _mm512_setzero_ps(), poison[i]);
+    }
+  return {_mm512_reduce_max_ps(_mm512_max_ps(largest[0], largest[1])),
+          _mm512_reduce_add_ps(_mm512_add_ps(poison[0], poison[1]))};
 }
 
 // Where the digits of one row go: lane i of a digit at lanes[i * lane_step].
 struct RowTarget {
   int32_t* lanes;
   int32_t* starts;
+  float* scales;
   int64_t lane_step;
+  int64_t scale_step;
   int factor;
 };
 
-// Integers of 8 * digits bits to digits, for columns [begin, end) of one segment.
-template <int DIGITS>
+// The low bytes of 64 integers, in order.
+TORCHCOINFER_AVX512_INLINE __m512i low_bytes(const __m512i* integers) {
+  const __m512i mask = _mm512_set1_epi32(0xff);
+  __m512i masked[4];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) masked[i] = _mm512_and_si512(integers[i], mask);
+  const __m512i packed = _mm512_packus_epi16(_mm512_packus_epi32(masked[0], masked[1]),
+                                             _mm512_packus_epi32(masked[2], masked[3]));
+  const __m512i order = _mm512_set_epi32(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0);
+  return _mm512_permutexvar_epi32(order, packed);
+}
+
+// Columns [begin, end) of one segment, times `factor` and rounded, to digits.
+template <Dtype DTYPE, int DIGITS>
 TORCHCOINFER_AVX512_INLINE void put_segment(const SourceRows& x, int64_t row, int64_t begin, int64_t end, float factor,
                                             const RowTarget& out, int64_t segment) {
-  const __m512 factors = _mm512_set1_ps(factor);
+  const __m512 factors = _mm512_set1_ps(factor), top = _mm512_set1_ps(CODE_TOP), bottom = _mm512_set1_ps(-CODE_TOP);
   const __m512i steps = _mm512_mullo_epi32(_mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0),
                                            _mm512_set1_epi32(static_cast<int>(out.lane_step)));
   __m512i sums[DIGITS];
   for (int d = 0; d < DIGITS; ++d) sums[d] = _mm512_setzero_si512();
   for (int64_t k = begin; k < end; k += STEP) {
-    alignas(64) uint8_t bytes[DIGITS][STEP];
-    for (int64_t i = 0; i < STEP / QUARTER; ++i) {
+    __m512i integers[STEP / QUARTER];
+#pragma GCC unroll 4
+    for (int i = 0; i < STEP / QUARTER; ++i) {
       __m512 scaled = _mm512_setzero_ps();
-      if (k + i * QUARTER < end) scaled = _mm512_mul_ps(load_sixteen(x, row, k + i * QUARTER), factors);
-      if (DIGITS == 1) scaled = _mm512_min_ps(_mm512_max_ps(scaled, _mm512_set1_ps(-CODE_TOP)), _mm512_set1_ps(CODE_TOP));
-      __m512i whole = _mm512_cvtps_epi32(scaled);
-      for (int d = DIGITS - 1; d >= 0; --d) {
-        _mm_store_si128(reinterpret_cast<__m128i*>(bytes[d] + i * QUARTER), _mm512_cvtepi32_epi8(whole));
-        whole = _mm512_srai_epi32(_mm512_add_epi32(whole, _mm512_set1_epi32(128)), 8);
-      }
+      if (k + i * QUARTER < end) scaled = _mm512_mul_ps(load_sixteen<DTYPE>(x, row, k + i * QUARTER), factors);
+      if (DIGITS == 1) scaled = _mm512_min_ps(_mm512_max_ps(scaled, bottom), top);
+      integers[i] = _mm512_cvtps_epi32(scaled);
     }
-    const int64_t lanes = end - k < STEP ? (end - k) / 4 : STEP / 4;
-    const __mmask16 mask = static_cast<__mmask16>((1u << lanes) - 1);
-    for (int d = 0; d < DIGITS; ++d) {
-      const __m512i lane = _mm512_load_si512(bytes[d]);
-      sums[d] = _mm512_dpbusd_epi32(sums[d], bytes_of(1), lane);
+    const int64_t count = end - k < STEP ? (end - k) / 4 : STEP / 4;
+    const __mmask16 mask = static_cast<__mmask16>((1u << count) - 1);
+#pragma GCC unroll 3
+    for (int d = DIGITS - 1; d >= 0; --d) {
+      const __m512i lanes = low_bytes(integers);
+      sums[d] = _mm512_dpbusd_epi32(sums[d], bytes_of(1), lanes);
       int32_t* place = out.lanes + k / 4 * out.lane_step + d;
       if (out.lane_step == 1)
-        _mm512_mask_storeu_epi32(place, mask, lane);
+        _mm512_mask_storeu_epi32(place, mask, lanes);
       else
-        _mm512_mask_i32scatter_epi32(place, mask, steps, lane, sizeof(int32_t));
+        _mm512_mask_i32scatter_epi32(place, mask, steps, lanes, sizeof(int32_t));
+      if (d == 0) break;
+#pragma GCC unroll 4
+      for (int i = 0; i < STEP / QUARTER; ++i)
+        integers[i] = _mm512_srai_epi32(_mm512_add_epi32(integers[i], _mm512_set1_epi32(128)), 8);
     }
   }
   for (int d = 0; d < DIGITS; ++d)
@@ -90,13 +111,13 @@ TORCHCOINFER_AVX512_INLINE void put_segment(const SourceRows& x, int64_t row, in
 }
 
 // int8 activations: scale = absmax / 127, code = rint(x * (127 / absmax)).
-TORCHCOINFER_AVX512 void put_codes(const SourceRows& x, int64_t row, const Segments& segments, const RowTarget& out,
-                                   float* scale) {
-  const Extent all = extent(x, row, 0, x.K);
+template <Dtype DTYPE>
+TORCHCOINFER_AVX512 void put_codes(const SourceRows& x, int64_t row, const Segments& segments, const RowTarget& out) {
+  const Extent all = extent<DTYPE>(x, row, 0, x.K);
   const float inverse = all.largest > 0 ? CODE_TOP / all.largest : 0.f;
-  *scale = all.largest / CODE_TOP + all.poison;
+  *out.scales = all.largest / CODE_TOP + all.poison;
   for (int64_t s = 0; s < segments.count; ++s)
-    put_segment<1>(x, row, segments.begin(s) * TILE_K, segments.end(s) * TILE_K, inverse, out, s);
+    put_segment<DTYPE, 1>(x, row, segments.begin(s) * TILE_K, segments.end(s) * TILE_K, inverse, out, s);
 }
 
 inline float power_of_two(int biased_exponent) {
@@ -107,38 +128,44 @@ inline float power_of_two(int biased_exponent) {
 }
 
 // Fixed point: the largest value of a segment takes 8 * DIGITS - 2 bits and a sign.
-template <int DIGITS>
-TORCHCOINFER_AVX512 void put_fixed(const SourceRows& x, int64_t row, const Segments& segments, const RowTarget& out,
-                                   float* scales, int64_t scale_step) {
+template <Dtype DTYPE>
+TORCHCOINFER_AVX512 void put_fixed(const SourceRows& x, int64_t row, const Segments& segments, const RowTarget& out) {
+  constexpr int DIGITS = DTYPE == Dtype::float32 ? 3 : 2;
   constexpr int TOP_BIT = 8 * DIGITS - 2;
   for (int64_t s = 0; s < segments.count; ++s) {
     const int64_t begin = segments.begin(s) * TILE_K, end = segments.end(s) * TILE_K;
-    const Extent here = extent(x, row, begin, end);
+    const Extent here = extent<DTYPE>(x, row, begin, end);
     uint32_t bits;
     std::memcpy(&bits, &here.largest, sizeof bits);
     // a mantissa close to 2 counts as the next power: the first digit ends at 127
     const int exponent = static_cast<int>((bits + (1u << 17)) >> 23);
     const int biased = exponent > LEAST_EXPONENT ? exponent : LEAST_EXPONENT;
-    scales[s * scale_step] = power_of_two(biased - TOP_BIT) + here.poison;
-    put_segment<DIGITS>(x, row, begin, end, power_of_two(254 + TOP_BIT - biased), out, s);
+    out.scales[s * out.scale_step] = power_of_two(biased - TOP_BIT) + here.poison;
+    put_segment<DTYPE, DIGITS>(x, row, begin, end, power_of_two(254 + TOP_BIT - biased), out, s);
   }
+}
+
+using PutRow = void (*)(const SourceRows&, int64_t, const Segments&, const RowTarget&);
+
+template <Dtype DTYPE>
+PutRow put_row(int digits) {
+  return digits == 1 ? put_codes<DTYPE> : put_fixed<DTYPE>;
 }
 
 }  // namespace
 
 void digit_rows(const SourceRows& x, int64_t row, const DigitTiles& tiles, const Segments& segments, int digits,
                 int factor, const DigitTarget& out, int64_t begin, int64_t end) {
+  const PutRow put = x.dtype == Dtype::float32   ? put_row<Dtype::float32>(digits)
+                     : x.dtype == Dtype::float16 ? put_row<Dtype::float16>(digits)
+                                                 : put_row<Dtype::bfloat16>(digits);
   const int64_t row_lanes = segments.tiles * QUADS * digits, scales_each = digits == 1 ? 1 : segments.count;
   for (int64_t tile = begin; tile < end; ++tile) {
     const int64_t first = tiles.begin(tile), height = tiles.begin(tile + 1) - first;
-    for (int64_t m = 0; m < height; ++m) {
-      const RowTarget target{out.lanes + first * row_lanes + m * digits,
-                             out.starts + first * segments.count * digits + m * digits, height * digits, factor};
-      float* scales = out.scales + first * scales_each + m;
-      if (digits == 1) put_codes(x, row + first + m, segments, target, scales);
-      if (digits == 2) put_fixed<2>(x, row + first + m, segments, target, scales, height);
-      if (digits == 3) put_fixed<3>(x, row + first + m, segments, target, scales, height);
-    }
+    for (int64_t m = 0; m < height; ++m)
+      put(x, row + first + m, segments,
+          {out.lanes + first * row_lanes + m * digits, out.starts + first * segments.count * digits + m * digits,
+           out.scales + first * scales_each + m, height * digits, height, factor});
   }
 }
 
