@@ -149,19 +149,30 @@ def feasible_random(
     """
     if joint_design(problem, splits) is None:
         return []
-    system, generator = problem.system, np.random.default_rng(seed)
-    allowed = list(range(len(problem.splits)) if splits is None else splits)
-    highest = (system.device.max_hz, system.server.max_hz, system.radio.max_w if system.radio else 0.0)
+    system, shape = problem.system, problem.distortion.shape
+    allowed = np.array(range(shape[0]) if splits is None else splits)
+    loads = np.array([[problem.loads(s, k) for k in range(shape[1])] for s in range(shape[0])])
+    tops = np.array([system.device.max_hz, system.server.max_hz, system.radio.max_w if system.radio else 0.0])
+    drawn = np.random.default_rng(seed).random((most_tries, 5))
+    split = allowed[(drawn[:, 0] * len(allowed)).astype(int)]
+    level = (drawn[:, 1] * shape[1]).astype(int)
+    clocks = (1.0 - drawn[:, 2:]) * tops  # never 0
+    a1, bits, a2 = loads[split, level].T
+    seconds = a1 / clocks[:, 0] + a2 / clocks[:, 1]
+    joules = system.device.coefficient * a1 * clocks[:, 0] ** 2
+    joules += system.server.coefficient * a2 * clocks[:, 1] ** 2
+    if system.radio is not None:
+        air = bits / (system.radio.bandwidth_hz * np.log2(1.0 + clocks[:, 2] * system.radio.snr_per_w))
+        seconds, joules = seconds + air, joules + clocks[:, 2] * air
+    near = (seconds <= 1.001 * problem.latency_s) & (joules <= 1.001 * problem.energy_j)
     found: list[Design] = []
-    for _ in range(most_tries):
+    for k in np.flatnonzero(near):  # few: the exact check is below
         if len(found) == draws:
             break
-        split = allowed[int(generator.integers(len(allowed)))]
-        level = int(generator.integers(len(problem.levels)))
-        f, g, p = ((1.0 - generator.random()) * top for top in highest)  # never 0
-        spent = problem.spent(split, level, Allocation(0.0, 0.0, f, g, p))
+        s, own = int(split[k]), int(level[k])
+        spent = problem.spent(s, own, Allocation(0.0, 0.0, *clocks[k].tolist()))
         if problem.keeps(spent):
-            found.append(Design(split, level, float(problem.distortion[split, level]), spent))
+            found.append(Design(s, own, float(problem.distortion[s, own]), spent))
     return found
 
 

@@ -105,9 +105,10 @@ def quantized_errors(subject: Subject, bits: Sequence[int], progress: bool) -> M
     return Measured(subject.name, splits, levels, chosen, judged)
 
 
-def pruned_errors(subject: Subject, sparsities: Sequence[float], progress: bool) -> Measured:
-    """[P*]: one pruned share for all weights of both parts."""
-    splits, _ = splits_of(subject)
+def pruned_errors(
+    subject: Subject, splits: tuple[Split, ...], sparsities: Sequence[float], progress: bool
+) -> Measured:
+    """[P*]: one pruned share for all weights of both parts, so the error is the same at every split."""
     rows: dict[bool, list[float]] = {True: [], False: []}
     for share in tqdm(sparsities, desc=f"pruning {subject.name}", unit="share", disable=not progress):
         changed: Mapping[str, Tensor] = pruned(subject.weights, share)

@@ -102,10 +102,9 @@ def draw_splits(subjects: Subjects) -> tuple[Figure, ...]:
     figures = []
     for subject in _subjects(subjects):
         shares = _SHARES[::3] if subjects.fast else _SHARES
-        problems = {
-            "one bit-width": _quantized(subject, subjects),
-            "one pruned share": pruned_errors(subject, shares, subjects.progress),
-        }
+        coded = _quantized(subject, subjects)
+        pruned = pruned_errors(subject, coded.splits, shares, subjects.progress)
+        problems = {"one bit-width": coded, "one pruned share": pruned}
         figures.append(_splits(subject.name, problems, 3 if subjects.fast else 10))
     return tuple(figures)
 
