@@ -1,4 +1,4 @@
-// The AVX-512 packed GEMM on floats, bfloat16 pairs or codes that convolutions gather.
+// How rows of x are cut into the register tiles of AVX-512.
 
 #pragma once
 
@@ -18,13 +18,4 @@ struct RowTiles {
   }
 };
 
-namespace avx512 {
-
-// Any number of rows: weight tiles are decoded once into L1 and used for all. Rows: FloatRows, PairRows or CodeRows whose
-// values are panels: every row tile k-major, [32-bit lanes][tile rows], one after another (rows whose distance is a
-// power of two would fight for the same few L1 sets).
-template <typename Rows>
-void gemm(const QuantMatrix& w, const Rows& x, const Output& out, int64_t begin, int64_t end);
-
-}  // namespace avx512
 }  // namespace torchcoinfer

@@ -9,13 +9,14 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 KERNELS = (
+    "conv2d_gemm",
+    "conv2d_image",
     "conv2d_narrow",
     "conv2d_panels",
     "digit_gemm_avx512",
     "digit_gemv_avx512",
     "digit_rows_avx512",
     "digits_avx512",
-    "gemm_avx512",
     "linear_avx2",
     "linear_scalar",
     "pack",

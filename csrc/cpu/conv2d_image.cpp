@@ -1,0 +1,89 @@
+#include "cpu/conv2d_image.h"
+
+#include <algorithm>
+
+namespace torchcoinfer {
+namespace {
+
+// Columns of a row of a phase.
+int64_t pitch_of(const ConvShape& s) {
+  const int64_t span = (s.kernel[1] - 1) * s.dilation[1];
+  if (s.stride[1] == 1 && s.padding[1] <= span) return s.width + s.padding[1];
+  return ceil_div(s.width + 2 * s.padding[1], s.stride[1]);
+}
+
+// Whether x is its own image.
+bool in_place(const ConvCall& call) {
+  const ConvShape& s = call.shape;
+  return call.dtype == Dtype::float32 && s.kernel[0] * s.kernel[1] == 1 && s.stride[0] * s.stride[1] == 1 &&
+         s.padding[0] + s.padding[1] == 0 && call.x_strides[3] == 1 && call.x_strides[2] == s.width;
+}
+
+int64_t copied_size(const ConvCall& call, int64_t plane) {
+  return in_place(call) ? 0 : call.shape.batch * call.shape.channels * plane;
+}
+
+template <typename T>
+void copy_columns(const T* x, int64_t step, int64_t count, float* out) {
+  if (step == 1)
+    for (int64_t i = 0; i < count; ++i) out[i] = to_float(x[i]);
+  else if (step == 2)
+    for (int64_t i = 0; i < count; ++i) out[i] = to_float(x[2 * i]);
+  else
+    for (int64_t i = 0; i < count; ++i) out[i] = to_float(x[step * i]);
+}
+
+void copy_columns(const void* x, Dtype dtype, int64_t start, int64_t step, int64_t count, float* out) {
+  if (dtype == Dtype::float32)
+    copy_columns(static_cast<const float*>(x) + start, step, count, out);
+  else if (dtype == Dtype::float16)
+    copy_columns(static_cast<const Float16*>(x) + start, step, count, out);
+  else
+    copy_columns(static_cast<const Bfloat16*>(x) + start, step, count, out);
+}
+
+}  // namespace
+
+ConvImage::ConvImage(const ConvCall& call, const ParallelFor& parallel)
+    : pitch_(pitch_of(call.shape)),
+      rows_(ceil_div(call.shape.height + 2 * call.shape.padding[0], call.shape.stride[0])),
+      positions_(call.shape.out_height * pitch_),
+      extent_(call.shape.stride[0] * call.shape.stride[1] * rows_ * pitch_ +
+              (call.shape.kernel[1] - 1) * call.shape.dilation[1]),
+      plane_step_(in_place(call) ? call.x_strides[1] : extent_),
+      image_step_(in_place(call) ? call.x_strides[0] : call.shape.channels * extent_),
+      copied_(copied_size(call, extent_)),
+      values_(in_place(call) ? static_cast<const float*>(call.x) : copied_.get()) {
+  const ConvShape& s = call.shape;
+  for (int64_t i = 0; i < s.kernel[0]; ++i)
+    for (int64_t j = 0; j < s.kernel[1]; ++j) {
+      const int64_t row = i * s.dilation[0], column = j * s.dilation[1];
+      const int64_t phase = row % s.stride[0] * s.stride[1] + column % s.stride[1];
+      taps_.push_back((phase * rows_ + row / s.stride[0]) * pitch_ + column / s.stride[1]);
+    }
+  if (in_place(call)) return;
+  parallel(s.batch * s.channels, ceil_div(int64_t{1} << 14, extent_), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i)
+      fill_plane(call, i / s.channels, i % s.channels, copied_.get() + i * extent_);
+  });
+}
+
+void ConvImage::fill_plane(const ConvCall& call, int64_t image, int64_t channel, float* plane) const {
+  const ConvShape& s = call.shape;
+  const int64_t start = image * call.x_strides[0] + channel * call.x_strides[1];
+  std::fill(plane, plane + extent_, 0.f);
+  for (int64_t h = 0; h < s.height; ++h) {
+    const int64_t padded = h + s.padding[0], row = padded / s.stride[0];
+    for (int64_t phase = 0; phase < s.stride[1]; ++phase) {
+      // the first column of x in this phase: first + padding = phase, modulo the stride
+      const int64_t first = ((phase - s.padding[1]) % s.stride[1] + s.stride[1]) % s.stride[1];
+      if (first >= s.width) continue;
+      float* out = plane + ((padded % s.stride[0] * s.stride[1] + phase) * rows_ + row) * pitch_;
+      copy_columns(call.x, call.dtype, start + h * call.x_strides[2] + first * call.x_strides[3],
+                   s.stride[1] * call.x_strides[3], ceil_div(s.width - first, s.stride[1]),
+                   out + (first + s.padding[1]) / s.stride[1]);
+    }
+  }
+}
+
+}  // namespace torchcoinfer
