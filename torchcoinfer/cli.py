@@ -27,15 +27,6 @@ BENCH_SUITES = (
     "predictor",
     "quality",
 )  # modules of torchcoinfer.bench with add_arguments(parser) and main(options)
-BUDGET_ROWS = {
-    "latency": "of one run: device, link and server ('80 ms')",
-    "energy": "of the device, radio included ('0.6 J')",
-    "device-memory": "packed weights and peak activations on the device ('12 MiB')",
-    "server-memory": "the same on the server",
-    "uplink": "bytes sent to the server ('64 kB')",
-    "device-bits-per-weight": "mean over the device's weights, scales counted (4.5)",
-    "distortion": "predicted relative output error (0.05)",
-}
 
 
 @dataclass(frozen=True)
@@ -80,112 +71,6 @@ def _program() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"torchcoinfer {__version__}")
     parser.add_argument("command", choices=list(COMMANDS), metavar="command")
     return parser
-
-
-# -- plan, compress -------------------------------------------------------------------------------------
-
-
-def _planning_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--model", default="minilm", help="minilm, torchvision:<name>, a Hugging Face id or a folder"
-    )
-    for row, meaning in BUDGET_ROWS.items():
-        parser.add_argument(f"--{row}", metavar="LIMIT", help=f"budget: {meaning}")
-    parser.add_argument("--device", default="raspberry-pi-5", help="device profile: preset, file, or 'local'")
-    parser.add_argument("--server", default="local", help="server profile: preset, file, or 'local'")
-    parser.add_argument("--link", default="wifi-5ghz", help="link profile: preset or file")
-    parser.add_argument("--cut", help="'device', 'server' or a cut's name; chosen if not given")
-    parser.add_argument("--bits", help="bit widths to choose from, for instance 2,3,4,8")
-    parser.add_argument("--costs", default="preset", choices=["measured", "preset", "analytic"])
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quiet", action="store_true", help="no progress bars")
-
-
-def _plan_arguments(parser: argparse.ArgumentParser) -> None:
-    _planning_arguments(parser)
-    parser.add_argument("--output", type=Path, default=Path("plan.json"), help="file of the plan")
-
-
-def _plan(options: argparse.Namespace) -> int:
-    result = _compressed(options)
-    _write_text(options.output, result.plan.to_json())
-    print(result.report())
-    print(f"wrote {options.output}")
-    return 0
-
-
-def _compress_arguments(parser: argparse.ArgumentParser) -> None:
-    _planning_arguments(parser)
-    parser.add_argument(
-        "--plan", type=Path, help="obey this plan.json instead of searching; the budget is its own"
-    )
-    parser.add_argument("--output", type=Path, required=True, help="folder for plan, weights and graphs")
-
-
-def _compress(options: argparse.Namespace) -> int:
-    result = _applied(options) if options.plan else _compressed(options)
-    print(result.report())
-    print(f"wrote {result.save(options.output)}")
-    return 0
-
-
-def _task(options: argparse.Namespace) -> tuple[Any, Any]:
-    """The model by name, and the data that the demo would calibrate it on."""
-    loaded = import_module("torchcoinfer.models").load_model(options.model)
-    for note in loaded.notes:
-        print(f"note: {note}")
-    return loaded, import_module("torchcoinfer.bench.tasks").task_for(loaded, progress=not options.quiet)
-
-
-def _compressed(options: argparse.Namespace) -> Any:
-    limits = import_module("torchcoinfer.theory.budget")
-    budget = limits.Budget(**_budget(options))
-    search = limits.Search(cut=options.cut, costs=options.costs, seed=options.seed, **_bits(options.bits))
-    loaded, task = _task(options)
-    return import_module("torchcoinfer.pipeline").compress_and_split(
-        loaded.model,
-        budget,
-        example_inputs=task.example_inputs,
-        calibration=task.calibration,
-        validation=task.validation,
-        device=options.device,
-        server=options.server,
-        link=options.link,
-        search=search,
-        progress=not options.quiet,
-    )
-
-
-def _applied(options: argparse.Namespace) -> Any:
-    plan = import_module("torchcoinfer.theory.plan").Plan.from_json(_read_text(options.plan))
-    loaded, task = _task(options)
-    return import_module("torchcoinfer.pipeline").apply_plan(
-        loaded.model, plan, calibration=task.calibration, example_inputs=task.example_inputs
-    )
-
-
-def _budget(options: argparse.Namespace) -> dict[str, Any]:
-    """Budget rows given on the command line; a plain number is SI, anything else keeps its unit."""
-    given = {row.replace("-", "_"): getattr(options, row.replace("-", "_")) for row in BUDGET_ROWS}
-    return {row: _number_or_text(value) for row, value in given.items() if value is not None}
-
-
-def _number_or_text(value: str) -> float | str:
-    try:
-        return float(value)
-    except ValueError:
-        return value
-
-
-def _bits(text: str | None) -> dict[str, tuple[int, ...]]:
-    if text is None:
-        return {}
-    try:
-        return {"bits": tuple(int(part) for part in text.split(","))}
-    except ValueError as error:
-        raise ArgumentError(
-            "--bits cannot be read", got=repr(text), expected="integers, as in 2,3,4,8"
-        ) from error
 
 
 # -- export, report -------------------------------------------------------------------------------------
@@ -268,28 +153,21 @@ def _found_profile(profile: Any, name: str) -> Any:
     return profile.device_profile(name)
 
 
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ArgumentError(f"cannot read {path}", got=str(error), expected="a plan.json") from error
-
-
 COMMANDS: dict[str, Command] = {
     "demo": Command(
         "compress and split a real model, run both halves, show that it worked",
         lambda parser: import_module("torchcoinfer.bench.demo").add_arguments(parser),
         lambda options: import_module("torchcoinfer.bench.demo").main(options),
     ),
-    "plan": Command("find a plan for a model and a budget; writes plan.json", _plan_arguments, _plan),
+    "plan": Command(
+        "find a plan for a model and a budget; writes plan.json",
+        lambda parser: import_module("torchcoinfer.planning").add_plan_arguments(parser),
+        lambda options: import_module("torchcoinfer.planning").plan(options),
+    ),
     "compress": Command(
-        "find or obey a plan; writes a folder with both halves", _compress_arguments, _compress
+        "find or obey a plan; writes a folder with both halves",
+        lambda parser: import_module("torchcoinfer.planning").add_compress_arguments(parser),
+        lambda options: import_module("torchcoinfer.planning").compress(options),
     ),
     "export": Command(
         "write both halves as TorchScript, .pt2 or AOTInductor files", _export_arguments, _export

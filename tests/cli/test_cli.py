@@ -103,6 +103,7 @@ def test_plan_compress_export_report(model_folder, tmp_path, capsys):
     plan, saved, files = tmp_path / "plan.json", tmp_path / "saved", tmp_path / "files"
     assert cli.main(["plan", *common, "--latency", "1 s", "--cut", "device", "--output", str(plan)]) == 0
     assert json.loads(plan.read_text())["cut"]["name"] == "device"
+    assert "ALTERNATIVES" in capsys.readouterr().out
     assert cli.main(["compress", *common, "--plan", str(plan), "--output", str(saved)]) == 0
     assert (saved / "plan.json").is_file()
     assert cli.main(["report", str(saved), "--html", str(tmp_path / "page.html")]) == 0
@@ -113,3 +114,46 @@ def test_plan_compress_export_report(model_folder, tmp_path, capsys):
     assert cli.main(["compress", *common, "--latency", "1 ns", "--output", str(tmp_path / "never")]) == 2
     assert "InfeasibleBudget" in capsys.readouterr().err
     assert not (tmp_path / "never").exists()
+
+
+def test_a_saved_table_is_planned_again_without_model_and_torch(model_folder, tmp_path, capsys):
+    first, table, again = tmp_path / "first.json", tmp_path / "table.json", tmp_path / "again.json"
+    common = ["--model", str(model_folder), "--server", "laptop-4core", "--quiet", "--bits", "4,8"]
+    limits = ["--device-memory", "60 KiB", "--latency", "1 s", "--cut", "device"]
+    assert cli.main(["plan", *common, *limits, "--save-table", str(table), "--output", str(first)]) == 0
+    arguments = ["plan", "--table", str(table), *limits, "--output", str(again)]
+    program = (
+        "import sys\n"
+        "from torchcoinfer import cli\n"
+        f"assert cli.main({arguments!r}) == 0\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+    one, other = json.loads(first.read_text()), json.loads(again.read_text())
+    assert one["provenance"] == other["provenance"]  # the model's hash, too
+    assert other["predicted"]["device_bytes"] <= 60 * 1024
+    assert other["cut"] == one["cut"]
+    roomier = [
+        *arguments[:3],
+        "--device-memory",
+        "90 KiB",
+        "--link",
+        "lte",
+        "--pareto",
+        "uplink",
+        "--points",
+        "3",
+    ]
+    capsys.readouterr()
+    assert cli.main([*roomier, "--output", str(again)]) == 0
+    assert "uplink_bytes" in capsys.readouterr().out
+    other = json.loads(again.read_text())
+    assert other["provenance"]["link"] == "lte"
+    assert other["predicted"]["device_bytes"] > one["predicted"]["device_bytes"]
+    assert list(tmp_path.glob("again-uplink-*.json"))
+    assert cli.main(["compress", *common, "--plan", str(again), "--output", str(tmp_path / "saved")]) == 0
+    table.write_text(table.read_text()[:-100])
+    assert cli.main(arguments) == 2
+    assert "FormatError" in capsys.readouterr().err
+    assert cli.main([*arguments, "--pareto", "speed"]) == 2
+    assert "no front along this row" in capsys.readouterr().err

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from torchcoinfer.errors import ArgumentError, UnitError
-from torchcoinfer.theory.budget import BUDGET_FIELDS, Budget, Search, Workload, quantity
+from torchcoinfer.theory.budget import BUDGET_FIELDS, Budget, Search, Workload
+from torchcoinfer.theory.units import quantity
 
 READ = [
     ("latency", "80 ms", 0.08),

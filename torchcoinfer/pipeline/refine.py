@@ -111,10 +111,18 @@ def _settled(run: Run, plan: Plan, found: Interactions) -> Plan:
         layers={name: replace(row, predicted=shares[name]) for name, row in plan.layers.items()},
         predicted={**plan.predicted, "distortion": total},
         optimality={
-            **plan.optimality, "value": total, "table": "interactions around the plan",
-            "dual_bound": plan.optimality["dual_bound"] + moved,
+            **_moved(plan.optimality, moved), "value": total, "table": "interactions around the plan",
         },
     )  # fmt: skip
+
+
+def _moved(optimality: Mapping[str, Any], constant: float) -> dict[str, Any]:
+    """Every lower bound of a table, where all its values move by one constant."""
+    keys = ("dual_bound", "lagrangian_bound", "lagrangian_dual")
+    told = {k: v + constant if k in keys and v is not None else v for k, v in optimality.items()}
+    if told.get("here") is not None:
+        told["here"] = _moved(told["here"], constant)
+    return told
 
 
 def _around_share(
