@@ -1,11 +1,13 @@
 """FCDNN-16 and its data: disjoint parts, the widths of [Q], the same weights for the same seed, and it
 learns."""
 
+import sys
+
 import pytest
 import torch
 
 from torchcoinfer.bench.autoencoder import WIDTHS, autoencoder, digits, train_autoencoder
-from torchcoinfer.errors import ArgumentError
+from torchcoinfer.errors import ArgumentError, MissingExtra
 
 
 def test_sixteen_layers_of_the_papers_widths():
@@ -44,3 +46,9 @@ def test_training_lowers_the_error_and_is_repeatable():
     assert not torch.equal(other(data.test), first(data.test))
     with pytest.raises(ArgumentError, match="no epoch"):
         train_autoencoder(epochs=0)
+
+
+def test_without_scikit_learn_the_error_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(MissingExtra, match=r"torchcoinfer\[bench\]"):
+        digits()

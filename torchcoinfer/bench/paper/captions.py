@@ -84,6 +84,8 @@ def load_captioner(spec: str) -> tuple[nn.Module, Any]:
     try:
         processor = AutoProcessor.from_pretrained(spec)
         model = AutoModelForImageTextToText.from_pretrained(spec, dtype=torch.float32)
+    except ImportError as error:  # of the image processor
+        raise MissingExtra("torchvision", "vision") from error
     except (OSError, ValueError) as error:
         raise ArgumentError(
             f"cannot load the captioning model {spec!r}: {str(error).strip().splitlines()[0]}",

@@ -83,16 +83,18 @@ def advantages(panel: Panel) -> dict[str, dict[str, object]]:
     for name in (JOINT, FIXED, RANDOM, DEVICE, SERVER):
         own = JOINT if name in (FIXED, RANDOM) else JOINT_SPLIT
         pairs = list(zip(panel[own].x, panel[own].y, panel[name].y))
-        both = [(x, other / mine) for x, mine, other in pairs if None not in (mine, other) and mine > 0]
+        both = [(x, mine, other) for x, mine, other in pairs if None not in (mine, other)]
+        ratios = [(x, other / mine) for x, mine, other in both if mine > 0]
         facts[name] = {
             "against": own,
             "budgets": len(pairs),
             "only_joint_feasible": sum(mine is not None and other is None for _, mine, other in pairs),
-            "worse_than_joint": sum(ratio > 1 + 1e-12 for _, ratio in both),
-            "better_than_joint": sum(ratio < 1 - 1e-12 for _, ratio in both),
-            "median_ratio": float(np.median([r for _, r in both])) if both else None,
-            "largest_ratio": max((r for _, r in both), default=None),
-            "largest_ratio_at": max(both, key=lambda pair: pair[1])[0] if both else None,
+            "worse_than_joint": sum(other > mine * (1 + 1e-12) for _, mine, other in both),
+            "better_than_joint": sum(other < mine * (1 - 1e-12) for _, mine, other in both),
+            "exact_only_joint": sum(mine == 0 < other for _, mine, other in both),
+            "median_ratio": float(np.median([r for _, r in ratios])) if ratios else None,
+            "largest_ratio": max((r for _, r in ratios), default=None),
+            "largest_ratio_at": max(ratios, key=lambda pair: pair[1])[0] if ratios else None,
         }
     return facts
 
@@ -156,7 +158,7 @@ def _nominal(problem: PaperProblem, found: Design) -> dict[str, object]:
     chosen = joint_design(problem)
     return {
         own: {
-            "bits": problem.levels[design.level].name,
+            "bits": problem.levels[design.level].name if problem.splits[design.split].device_flops else None,
             "device_share": problem.splits[design.split].name,
             "allocation": design.allocation,
         }
