@@ -12,7 +12,7 @@ from torchcoinfer.calibrate.judge import batch_size
 from torchcoinfer.calibrate.statistics import Statistics
 from torchcoinfer.errors import ArgumentError, CalibrationError
 from torchcoinfer.measure.chunks import Squares, responses
-from torchcoinfer.measure.score import WORKING_SET_BYTES
+from torchcoinfer.measure.score import default_working_set
 from torchcoinfer.measure.tape import Noise, Rademacher, Site, Tape
 from torchcoinfer.trace import Traced
 
@@ -29,7 +29,7 @@ def score_cuts(
     probes: int | None = None,
     seed: int | None = None,
     batches: Sequence[Sequence[Tensor]] | None = None,
-    working_set_bytes: int = WORKING_SET_BYTES,
+    working_set_bytes: int | None = None,
     noise: Noise | None = None,
     progress: bool = False,
 ) -> dict[str, dict[int | None, float]]:
@@ -55,9 +55,10 @@ def score_cuts(
     coded = {name: choices for name, choices in coded.items() if choices}
     samples = sum(batch_size(batch) for batch in data)
     squares = {name: Squares.empty(len(choices)) for name, choices in coded.items()}
+    budget = default_working_set(traced) if working_set_bytes is None else working_set_bytes
     bar = tqdm(total=samples, desc="score cuts", unit="sample", disable=not progress)
     nodes = {traced.tensor_nodes[name]: name for name in coded}
-    for segments in responses(tape, data, set(nodes), probes, noise, working_set_bytes, bar):
+    for segments in responses(tape, data, set(nodes), probes, noise, budget, bar):
         missing = set(nodes)
         for sites, g in segments:
             for node, site in sites.items():

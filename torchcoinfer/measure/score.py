@@ -27,6 +27,7 @@ from torchcoinfer.theory.options import Option
 from torchcoinfer.trace import Traced
 
 WORKING_SET_BYTES = 64 << 20
+LARGEST_WORKING_SET_BYTES = 1 << 30  # unless told to take more
 
 Weights = Callable[[str, Option], Tensor]
 """(layer, option) -> the dense weight ŵ [N, K] that the compressed layer would compute with."""
@@ -74,7 +75,7 @@ def score_options(
     seed: int | None = None,
     batches: Sequence[Sequence[Tensor]] | None = None,
     replacements: Mapping[str, Replacement] | None = None,
-    working_set_bytes: int = WORKING_SET_BYTES,
+    working_set_bytes: int | None = None,
     noise: Noise | None = None,
     progress: bool = False,
 ) -> Curves:
@@ -92,11 +93,11 @@ def score_options(
             to data (error compensation) are to be scored on other data than those.
         replacements: layers compressed already: Jacobians and inputs are then those of that model, which is
             how a table is measured again around a plan.
-        working_set_bytes: bounds what is held beside the model: weight changes (one half); values kept for
-            the backward pass and probe responses (the other). Weight changes that do not fit are done part
-            by part, each part paying the passes again; passes that do not fit are done a few samples at a
-            time and segment by segment (``sweep.py``), which is exact. Where not even that fits, as little
-            more is held as a division of the graph allows.
+        working_set_bytes: bounds what is held beside the model, default ``default_working_set``: weight
+            changes (one half); values kept for the backward pass and probe responses (the other). Weight
+            changes that do not fit are done part by part, each part paying the passes again; passes that do
+            not fit are done a few samples at a time and segment by segment (``sweep.py``), which is exact.
+            Where not even that fits, as little more is held as a division of the graph allows.
         noise: another source of probes (tests use a basis, which makes the result exact).
         progress: show a bar.
 
@@ -107,10 +108,11 @@ def score_options(
     noise = noise or Rademacher(statistics.seed if seed is None else seed)
     data = statistics.batches if batches is None else batches
     tape = Tape(traced, statistics.judge, data[0], replacements)
+    budget = default_working_set(traced) if working_set_bytes is None else working_set_bytes
     # rows that calibration has not read may be read by other data: then all rows are kept
     known = {id(batch) for batch in statistics.batches}
     row_counts = statistics.row_counts if all(id(batch) in known for batch in data) else {}
-    scorer = _LayerScorer(tape, row_counts, options, weights, shifts, working_set_bytes)
+    scorer = _LayerScorer(tape, row_counts, options, weights, shifts, budget)
     samples = sum(batch_size(batch) for batch in data)
     scale = statistics.judge.factor / (samples * statistics.signal)
     parts = scorer.parts()
@@ -120,7 +122,7 @@ def score_options(
         changes = scorer.changes(part)
         squares = {layer: Squares.empty(len(found)) for layer, found in changes.items()}
         nodes = {call.node for layer in changes for call in scorer.calls[layer]}
-        for segments in responses(tape, data, nodes, probes, noise, working_set_bytes // 2, bar):
+        for segments in responses(tape, data, nodes, probes, noise, budget // 2, bar):
             for layer, response in scorer.chunk_response(changes, segments).items():
                 squares[layer].add(response)
         for layer, found in changes.items():
@@ -133,6 +135,16 @@ def score_options(
         layer: tuple(scored.get((layer, option), Measured(option, 0.0)) for option in choices)
         for layer, choices in options.items()
     }
+
+
+def default_working_set(traced: Traced) -> int:
+    """Bytes: twice the parameters, between ``WORKING_SET_BYTES`` and ``LARGEST_WORKING_SET_BYTES``.
+
+    Training holds as much in gradients and one moment of them. A large model's table then takes as few parts
+    as a small one's.
+    """
+    parameters = sum(value.numel() * value.element_size() for value in traced.model.parameters())
+    return min(max(WORKING_SET_BYTES, 2 * parameters), LARGEST_WORKING_SET_BYTES)
 
 
 class _LayerScorer:
