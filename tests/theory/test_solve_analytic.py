@@ -1,5 +1,5 @@
-"""``Search(mode="analytic")`` on a chain with [Q]'s constants equals the papers' own problem: one width
-for the device, continuous clocks, with and without the link."""
+"""``Search(mode="analytic")`` on a chain with [Q]'s constants equals the papers' own problem: one width (or
+one pruned share), continuous clocks, with and without the link."""
 
 from dataclasses import replace
 
@@ -8,6 +8,7 @@ import pytest
 
 from torchcoinfer.errors import InfeasibleBudget
 from torchcoinfer.theory.alternatives import explored
+from torchcoinfer.theory.bounds import pruning_l1
 from torchcoinfer.theory.budget import Budget, Search
 from torchcoinfer.theory.costs import LinkProfile
 from torchcoinfer.theory.graph import Graph, Layer, Tensor, Unit
@@ -20,6 +21,7 @@ from torchcoinfer.theory.papers_tables import (
     Q_SYSTEM,
     Split,
     bit_levels,
+    pruning_levels,
 )
 from torchcoinfer.theory.resources import Allocation, Radio
 from torchcoinfer.theory.solve import build_problem, solve
@@ -101,6 +103,36 @@ def test_the_solver_in_analytic_mode_solves_the_papers_problem(seed, link):
     assert all(row.format == "float" for row in plan.layers.values() if row.side == "server")
     assert plan.resources["device_hz"] <= 2e9
     assert plan.resources["server_hz"] <= 10e9
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_one_pruned_share_for_both_parts(seed):
+    shares, (problem, paper) = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9), both(seed, LINK)
+    pruned = [Option(32, share, "bitmap", algorithm="nearest") if share else Option() for share in shares]
+    errors = np.array([[float(pruning_l1(share)) * (1 + i) for share in shares] for i in range(5)])
+    paper = replace(
+        paper, levels=pruning_levels(shares), distortion=np.tile(errors.sum(axis=0), (len(paper.splits), 1))
+    )
+    problem = build_problem(
+        problem.graph,
+        {f"u{i}": list(zip(pruned[1:], errors[i, 1:].tolist())) for i in range(5)},
+        {},
+        problem.device,
+        problem.server,
+        problem.link,
+        problem.budget,
+        problem.search,
+    )
+    want = joint_design(paper)
+    if want is None:
+        with pytest.raises(InfeasibleBudget):
+            solve(problem)
+        return
+    plan = solve(problem)
+    assert plan.predicted["distortion"] == pytest.approx(want.distortion, rel=1e-9)
+    assert {row.sparsity for row in plan.layers.values()} == {shares[want.level]}
+    assert plan.predicted["latency_s"] <= paper.latency_s
+    assert plan.predicted["total_energy_j"] <= paper.energy_j
 
 
 def test_a_plan_between_the_states_can_be_compared_with_its_alternatives():

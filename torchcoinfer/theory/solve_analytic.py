@@ -1,6 +1,6 @@
 """The papers' choices: one option for the whole part on the device (``Search(mode="analytic")``).
 
-[Q] takes one bit-width and [P*] one pruned share, with linear work models
+[Q] takes one bit-width, [P*] one pruned share for both parts, with linear work models
 (``costs.unit_load(analytic=True)``) and energies without static and receive terms. Clocks and power are
 continuous there: beside the profile's states every cut gets the closed form of ``resources``, between the
 lowest and the highest of them, wherever a latency and one of the energies are limited.
@@ -18,6 +18,7 @@ from torchcoinfer.theory.options import Option
 from torchcoinfer.theory.resources import Allocation, Radio, Stage, least_energy, least_energy_with_link
 from torchcoinfer.theory.solve_table import DC, SC, Table
 
+FLOAT_SURVIVORS = 16  # bits from which the survivors of pruning are floating point
 _TIGHT = 1.0 - 1e-9  # of the latency: the closed form uses all of it, and rounding must not exceed it
 
 
@@ -25,7 +26,8 @@ def uniform_tables(table: Table) -> list[Table]:
     """The papers' choices ([Q], [P*]; ``Search(mode="analytic")``): tables for each option that all layers
     have, one over the profile's states and, where there is a closed form, one over its clocks and power.
 
-    Every layer with a unit on the device takes the option, the others stay uncompressed.
+    A bit-width is taken by every layer with a unit on the device, the others stay uncompressed ([Q]). A
+    pruned share alone, survivors in floating point, is taken by all layers on both sides ([P*]).
     """
     discrete = list(_one_option(table))
     continuous = [own for own in map(_with_closed_forms, discrete) if own is not None]
@@ -50,7 +52,8 @@ def _one_option(table: Table) -> Iterator[Table]:
         for d, own in enumerate(options):
             valid[:, d] = False
             for c in range(len(table.cuts)):
-                valid[c, d, own[option] if here[c][d] else own[Option()]] = True
+                taken = here[c][d] or (option.sparsity > 0 and option.bits >= FLOAT_SURVIVORS)
+                valid[c, d, own[option] if taken else own[Option()]] = True
         yield replace(table, valid=valid)
 
 

@@ -57,7 +57,7 @@ def draw_bit_width(subjects: Subjects) -> tuple[Figure, ...]:
             kind: {key: [r[key] - np.log10(r["output"]) for r in rows] for key in ("induced", "entrywise")}
             for kind, rows in measured.items()
         },
-        "vacuous_below_bits": {
+        "not_vacuous_from_bits": {
             kind: next((b for b, r in zip(bits, rows) if r["induced"] < np.log10(signal)), None)
             for kind, rows in measured.items()
         },
