@@ -16,6 +16,7 @@ _SHARES = tuple(round(0.1 * i, 1) for i in range(10))
 # budgets in units of the whole network at full precision on the device at its highest clock
 _LATENCY, _ENERGY = (0.06, 3.0), (0.003, 2.0)
 _NOMINAL = (0.75, 0.3)  # latency, energy
+_TIGHT = (0.75, 0.2)  # too little for the server alone: the split matters
 _BANDWIDTHS = (0.02, 50.0)  # in units of the network's own
 
 
@@ -114,7 +115,7 @@ def _splits(name: str, problems: dict[str, Measured], count: int) -> Figure:
     megahertz = [t * BANDWIDTH_HZ[name] / 1e6 for t in times]
     panels, best, chosen = [], [], []
     for label, measured in problems.items():
-        budgets = [measured.problem(*_NOMINAL, t) for t in times]
+        budgets = [measured.problem(*_TIGHT, t) for t in times]
         index = range(len(measured.splits))
         lines = [
             [_judged(measured, joint_design(problem, [split])) for split in index] for problem in budgets
@@ -137,13 +138,13 @@ def _splits(name: str, problems: dict[str, Measured], count: int) -> Figure:
         Panel("split chosen", "bandwidth (MHz)", "split point", tuple(chosen), "log"),
     ]
     first = next(iter(problems.values()))
-    nominal = first.problem(*_NOMINAL)
+    tight = first.problem(*_TIGHT)
     settings = {
         "network": name,
         "splits": first.splits,
-        "latency_s": nominal.latency_s,
-        "energy_j": nominal.energy_j,
-        "system": nominal.system,
+        "latency_s": tight.latency_s,
+        "energy_j": tight.energy_j,
+        "system": tight.system,
         "bandwidth_mhz": megahertz,
     }
     facts = {
