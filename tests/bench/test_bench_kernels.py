@@ -68,7 +68,7 @@ def tiny(monkeypatch):
     monkeypatch.setattr(timing, "last_level_cache_bytes", lambda: 1 << 16)
     monkeypatch.setattr(timing, "BURST_S", 0.0)
     monkeypatch.setattr(timing, "SETTLE_S", 0.0)
-    monkeypatch.setattr(timing, "PATIENCE", 1)
+    monkeypatch.setattr(timing, "GRACE_S", 0.0)
     monkeypatch.setattr(ceilings, "MOST_READ_BYTES", 1 << 16)
     monkeypatch.setattr(ceilings, "COMPUTE_CASE", Case(16, 32, 2))
 

@@ -79,7 +79,7 @@ def test_packed_replaces_every_layer():
 
 
 def test_model_race(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(timing, "PATIENCE", 1)
+    monkeypatch.setattr(timing, "GRACE_S", 0.0)
     monkeypatch.setattr(models, "load_original", lambda name: Small().eval())
     monkeypatch.setattr(models, "inputs", lambda name, batch: {"x": torch.randn(batch, 3, 9, 9)})
     output = tmp_path / "rows.jsonl"

@@ -54,6 +54,8 @@ class Weight:
         top = 1.5 * 2 ** (self.bits + 1) if self.bits else float(self.exact.abs().max())
         terms = given.double().abs().sum(1, keepdim=True) * top + bias.double().abs()
         allowed = terms * (2 * x.shape[1] ** 0.5 + 16) * UNIT_ROUNDOFF[torch.float32]
+        if self.bits == 0 and x.dtype == torch.bfloat16:  # float survivors may be rounded to the dtype of x
+            allowed = allowed + x.double().abs() @ self.exact.abs().T * UNIT_ROUNDOFF[x.dtype] / 2
         return exact, allowed + exact.abs() * UNIT_ROUNDOFF[x.dtype]
 
 

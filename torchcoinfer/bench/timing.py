@@ -28,7 +28,7 @@ MOST_P90_OVER_MEDIAN = 1.5
 BURST_S = 2e-3  # a contender's turn lasts at least so long, so that its CPU time can be read
 LONGEST_BURST = 64
 LEAST_BURSTS = 5
-PATIENCE = 4
+PATIENCE, GRACE_S = 4, 1.0
 SETTLE_S = 6e-3  # idle threads of OpenMP spin for up to 5 ms and would take the next pool's cores
 _THREAD_FOLDER = Path("/proc/self/task")
 _CACHE_FOLDER = Path("/sys/devices/system/cpu/cpu0/cache")
@@ -147,8 +147,9 @@ def _waited_s() -> float:
 def race(contenders: Sequence[Contender], threads: int, budget_s: float = 2.0) -> None:
     """Time all contenders in turn, burst by burst, until ``budget_s`` is spent.
 
-    Where others use the cores it goes on, ``PATIENCE`` times as long, until all have ``LEAST_BURSTS`` sound
-    bursts. Contenders of one thread pool should stand together: every change of pool costs ``SETTLE_S``.
+    Where others use the cores it goes on, ``PATIENCE`` times as long and ``GRACE_S``, until all have
+    ``LEAST_BURSTS`` sound bursts. Contenders of one thread pool should stand together: every change of pool
+    costs ``SETTLE_S``.
     """
     counts, pool = {}, None
     for contender in contenders:
@@ -163,7 +164,7 @@ def race(contenders: Sequence[Contender], threads: int, budget_s: float = 2.0) -
     while True:
         spent = time.perf_counter() - started
         enough = rounds >= LEAST_BURSTS and all(len(one.sound) >= LEAST_BURSTS for one in contenders)
-        if rounds >= LEAST_BURSTS and spent > budget_s * (1 if enough else PATIENCE):
+        if rounds >= LEAST_BURSTS and spent > (budget_s if enough else PATIENCE * budget_s + GRACE_S):
             return
         for contender in contenders:
             pool = _settle(contender.pool, pool)
