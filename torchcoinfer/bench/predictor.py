@@ -104,11 +104,13 @@ class Made:
     """Weights of one kind of options and what is foretold of them.
 
     Attributes:
+        curves: the first-order table.
         tables: name of an additive score -> layer -> option -> value.
     """
 
     weights: dict[tuple[str, Option], Tensor]
     shifts: dict[tuple[str, Option], Tensor | None]
+    curves: Curves
     tables: dict[str, dict[str, dict[Option, float]]]
     scoring_s: float
 
@@ -170,9 +172,9 @@ class Trial:
             reference(traced, statistics, subject.held_out), layers, seed,
         )  # fmt: skip
 
-    def made(self, kind: str) -> Made:
-        """Weights of every option, the first-order table, other people's scores, and the interactions."""
-        options = dict.fromkeys(self.layers, KINDS[kind]())
+    def made(self, choices: Sequence[Option]) -> Made:
+        """Weights of every option, the first-order table, and other people's scores."""
+        options = dict.fromkeys(self.layers, tuple(choices))
         weights, shifts = self._weights(options)
         started = time.perf_counter()
         curves = score_options(
@@ -180,11 +182,11 @@ class Trial:
             shifts=lambda layer, option: shifts.get((layer, option)), batches=self.score, seed=self.seed,
         )  # fmt: skip
         seconds = time.perf_counter() - started
-        tables = {FIRST_ORDER: _numbers(curves)} | surrogates(
+        tables = {FIRST_ORDER: numbers(curves)} | surrogates(
             self.traced, self.statistics, curves, lambda layer, option: weights[layer, option],
             self.score[:SURROGATE_BATCHES], seed=self.seed,
         )  # fmt: skip
-        return Made(weights, shifts, tables, seconds)
+        return Made(weights, shifts, curves, tables, seconds)
 
     def interactions(self, made: Made, kind: str, lowest: int) -> Interactions:
         """Of the options of at least ``lowest`` bits, in the middle of that range."""
@@ -210,7 +212,7 @@ class Trial:
 
     def rows(self, kind: str, configurations: int) -> Iterator[dict[str, Any]]:
         """One JSON row per range of bits and score."""
-        made = self.made(kind)
+        made = self.made(KINDS[kind]())
         for lowest, highest in RANGES:
             drawn = self._draw(kind, lowest, configurations)
             started = time.perf_counter()
@@ -249,7 +251,7 @@ class Trial:
         return {"goal": goal, "met": judged["spearman"] >= goal and low <= ratio[0] and ratio[2] <= high}
 
 
-def _numbers(curves: Curves) -> dict[str, dict[Option, float]]:
+def numbers(curves: Curves) -> dict[str, dict[Option, float]]:
     return {layer: {p.option: p.distortion for p in points} for layer, points in curves.items()}
 
 

@@ -54,11 +54,10 @@ def load_subject(spec: str, samples: int = 128, seed: int = 0) -> Subject:
             remedy="models without a tokenizer have no data here",
         )  # fmt: skip
     task = tasks.text_task(loaded, count=2 * samples, judged=BATCH, progress=False)
-    batches = -(-samples // BATCH)
-    seen, held_out = task.calibration, task.validation
+    # batches come sorted by length: every set takes all lengths
     return Subject(
-        loaded.name, loaded.model, task.example_inputs, tuple(seen[:batches]),
-        tuple(seen[batches : 2 * batches]), tuple(held_out[:batches]),
+        loaded.name, loaded.model, task.example_inputs, tuple(task.calibration[::2]),
+        tuple(task.calibration[1::2]), tuple(task.validation[::2]),
     )  # fmt: skip
 
 

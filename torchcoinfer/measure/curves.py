@@ -43,16 +43,18 @@ class Data:
 
     @classmethod
     def of(cls, statistics: Statistics, samples: int = SCORING_SAMPLES) -> Data:
-        """The last third of the batches, at most ``samples`` of their samples, carries the probes."""
+        """Every third batch, at most ``samples`` of their samples, carries the probes.
+
+        Not the last third: texts are often sorted by length, and long ones alone would be scored.
+        """
         batches = statistics.batches
         if len(batches) == 1:
             return cls(batches, batches)
-        first = len(batches) - max(1, len(batches) // 3)
-        score: list[tuple[Tensor, ...]] = []
-        for batch in batches[first:]:
-            if sum(map(batch_size, score)) < samples:
-                score.append(batch)
-        return cls(batches[:first], tuple(score))
+        third = batches[-1::-3][::-1]  # the last one, so that two batches make one for each use
+        fit = tuple(batch for index, batch in enumerate(batches) if (len(batches) - 1 - index) % 3)
+        wanted = -(-samples // max(1, max(map(batch_size, third))))
+        step = max(1, len(third) // wanted)
+        return cls(fit, tuple(third[::-step][::-1][-wanted:]))
 
 
 def nearest_curves(
