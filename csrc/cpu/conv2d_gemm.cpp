@@ -7,7 +7,6 @@
 #include <algorithm>
 
 #include "cpu/conv2d_tiles.h"
-#include "cpu/store_avx512.h"
 
 namespace torchcoinfer::avx512 {
 namespace {
@@ -19,23 +18,17 @@ constexpr int64_t LEAST_BLOCKS = 4;         // of a task: fewer would not be wor
 constexpr int64_t PART_FLOATS = 1 << 13;    // of planes that are searched for their largest at a time
 
 // Stores one tile of one block, without the positions that are no pixels.
-TORCHCOINFER_AVX512 void store_tile(const ConvShape& s, int64_t pitch, const PositionTile& tile, const float* sums,
+TORCHCOINFER_AVX512 void store_tile(const ConvImage& image, const PositionTile& tile, const float* sums,
                                     const float* scales, const Output& out, int64_t block) {
   for (int v = 0; v < tile.vectors; ++v) {
-    const int64_t position = tile.first + 16 * v;
-    const int64_t pixel = position / pitch * s.out_width + std::min(position % pitch, s.out_width);
-    __mmask16 pixels = 0;
-    for (int64_t j = 0; j < 16; ++j)
-      if ((position + j) % pitch < s.out_width && (position + j) / pitch < s.out_height)
-        pixels = static_cast<__mmask16>(pixels | 1 << j);
-    const auto mask = static_cast<__mmask16>((1 << __builtin_popcount(pixels)) - 1);
+    const PixelRun run = image.pixels(tile.first / 16 + v);
     const __m512 scale = scales ? _mm512_loadu_ps(scales + 16 * v) : _mm512_set1_ps(1.f);
     for (int64_t j = 0; j < BLOCK_N; ++j) {
       const int64_t n = block * BLOCK_N + j;
       if (n < out.first || n >= out.last) continue;
       const __m512 bias = _mm512_set1_ps(out.bias ? out.bias[n] : 0.f);
       const __m512 values = _mm512_fmadd_ps(_mm512_loadu_ps(sums + j * TILE_POSITIONS + 16 * v), scale, bias);
-      store_lanes(_mm512_maskz_compress_ps(pixels, values), out, n * out.column_stride + pixel, mask);
+      store_pixels(values, run, out, n * out.column_stride);
     }
   }
 }
@@ -113,7 +106,7 @@ void run_task(const ConvCall& call, const ConvImage& image, const PatchSource& s
                             work.sums.get() + i * BLOCK_N * TILE_POSITIONS);
     }
     for (int64_t i = 0; i < end - begin; ++i)
-      store_tile(call.shape, image.pitch(), tasks.tile(begin + i), work.sums.get() + i * BLOCK_N * TILE_POSITIONS,
+      store_tile(image, tasks.tile(begin + i), work.sums.get() + i * BLOCK_N * TILE_POSITIONS,
                  Kind::K_EACH == 4 ? work.scales.get() + i * TILE_POSITIONS : nullptr, out, block);
   }
 }

@@ -23,8 +23,21 @@ int64_t copied_size(const ConvCall& call, int64_t plane) {
   return in_place(call) ? 0 : call.shape.batch * call.shape.channels * plane;
 }
 
+PixelRun find_pixels(const ConvShape& s, int64_t pitch, int64_t position) {
+  int64_t row = position / pitch, column = position % pitch;
+  PixelRun run{row * s.out_width + std::min(column, s.out_width), 0};
+  for (int64_t done = 0; done < 16 && row < s.out_height; ++row, column = 0) {
+    const int64_t count = std::min(16 - done, pitch - column);
+    const int64_t kept = std::clamp<int64_t>(s.out_width - column, 0, count);
+    run.positions |= ((1u << kept) - 1) << done;
+    done += count;
+  }
+  return run;
+}
+
+// Compiled for AVX-512, whose kernels alone take these images: the conversion of float16 is slow without.
 template <typename T>
-void copy_columns(const T* x, int64_t step, int64_t count, float* out) {
+TORCHCOINFER_AVX512 void copy_columns(const T* x, int64_t step, int64_t count, float* out) {
   if (step == 1)
     for (int64_t i = 0; i < count; ++i) out[i] = to_float(x[i]);
   else if (step == 2)
@@ -33,7 +46,8 @@ void copy_columns(const T* x, int64_t step, int64_t count, float* out) {
     for (int64_t i = 0; i < count; ++i) out[i] = to_float(x[step * i]);
 }
 
-void copy_columns(const void* x, Dtype dtype, int64_t start, int64_t step, int64_t count, float* out) {
+TORCHCOINFER_AVX512 void copy_columns(const void* x, Dtype dtype, int64_t start, int64_t step, int64_t count,
+                                      float* out) {
   if (dtype == Dtype::float32)
     copy_columns(static_cast<const float*>(x) + start, step, count, out);
   else if (dtype == Dtype::float16)
@@ -61,6 +75,8 @@ ConvImage::ConvImage(const ConvCall& call, const ParallelFor& parallel)
       const int64_t phase = row % s.stride[0] * s.stride[1] + column % s.stride[1];
       taps_.push_back((phase * rows_ + row / s.stride[0]) * pitch_ + column / s.stride[1]);
     }
+  for (int64_t position = 0; position < positions_; position += 16)
+    pixels_.push_back(find_pixels(s, pitch_, position));
   if (in_place(call)) return;
   parallel(s.batch * s.channels, ceil_div(int64_t{1} << 14, extent_), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i)

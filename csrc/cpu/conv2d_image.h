@@ -14,6 +14,12 @@
 
 namespace torchcoinfer {
 
+// Which of 16 neighboring positions are pixels, and the first of those pixels.
+struct PixelRun {
+  int64_t pixel;
+  uint32_t positions;  // a bit each
+};
+
 class ConvImage {
  public:
   ConvImage(const ConvCall& call, const ParallelFor& parallel);
@@ -25,11 +31,12 @@ class ConvImage {
   int64_t plane_step() const {
     return plane_step_;
   }
-  int64_t pitch() const {
-    return pitch_;
-  }
   int64_t positions() const {
     return positions_;
+  }
+  // The pixels among positions 16 * index and on.
+  PixelRun pixels(int64_t index) const {
+    return pixels_[index];
   }
   // Floats of a plane that taps may read.
   int64_t extent() const {
@@ -45,6 +52,7 @@ class ConvImage {
 
   int64_t pitch_, rows_, positions_, extent_, plane_step_, image_step_;
   std::vector<int64_t> taps_;
+  std::vector<PixelRun> pixels_;
   Buffer<float> copied_;
   const float* values_;
 };

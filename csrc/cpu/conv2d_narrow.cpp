@@ -1,7 +1,6 @@
 #include "cpu/conv2d_narrow.h"
 
 #include <algorithm>
-#include <vector>
 
 #include "cpu/buffer.h"
 
@@ -80,9 +79,6 @@ TORCHCOINFER_INLINE void coded_body(const NarrowRow& row, float* sums, float* sc
   }                                                                                          \
   TORCHCOINFER_AVX2 void name##_avx2(const NarrowRow& row, float* sums, float* scratch) {    \
     name##_body(row, sums, scratch);                                                         \
-  }                                                                                          \
-  TORCHCOINFER_AVX512 void name##_avx512(const NarrowRow& row, float* sums, float* scratch) { \
-    name##_body(row, sums, scratch);                                                         \
   }
 TORCHCOINFER_NARROW(weight_only)
 TORCHCOINFER_NARROW(coded)
@@ -90,8 +86,7 @@ TORCHCOINFER_NARROW(coded)
 using Row = void (*)(const NarrowRow&, float*, float*);
 
 Row row_kernel(Isa isa, bool codes) {
-  if (isa == Isa::avx512) return codes ? coded_avx512 : weight_only_avx512;
-  if (isa == Isa::avx2) return codes ? coded_avx2 : weight_only_avx2;
+  if (isa != Isa::scalar) return codes ? coded_avx2 : weight_only_avx2;
   return codes ? coded_scalar : weight_only_scalar;
 }
 
@@ -111,21 +106,26 @@ void pad_image(const ConvCall& call, int64_t image, int64_t group, float* padded
 
 }  // namespace
 
+NarrowWeights::NarrowWeights(const ConvCall& call)
+    : values(call.weight.N * call.weight.K),
+      group(call.weight.group_size ? call.weight.group_size : std::max<int64_t>(call.weight.K, 1)),
+      groups(group_count(call.weight.K, call.weight.group_size)) {
+  const int64_t rows = call.weight.N, blocks = ceil_div(rows, BLOCK_N);
+  QuantMatrix matrix = call.weight;
+  const std::vector<float> ones(call.activation_bits == 8 ? blocks * groups * BLOCK_N : 0, 1.f);
+  if (call.activation_bits == 8) matrix.scales = ones.data(), matrix.scale_dtype = Dtype::float32;
+  dequantize_blocks(matrix, values.data(), Dtype::float32, 0, blocks);
+  for (int64_t o = 0; o < rows; ++o)
+    for (int64_t g = 0; g < groups; ++g)
+      scales.push_back(load_float(call.weight.scales, call.weight.scale_dtype,
+                                  (o / BLOCK_N * groups + g) * BLOCK_N + o % BLOCK_N));
+}
+
 void run_conv2d_narrow(const ConvCall& call, const ParallelFor& parallel) {
   const ConvShape& s = call.shape;
   const bool codes = call.activation_bits == 8;
   const int64_t columns = s.columns(), group_out = s.out_channels / s.groups;
-  const int64_t group = call.weight.group_size ? call.weight.group_size : columns;
-  const int64_t groups = group_count(columns, call.weight.group_size), blocks = ceil_div(s.out_channels, BLOCK_N);
-  QuantMatrix matrix = call.weight;
-  const std::vector<float> ones(blocks * groups * BLOCK_N, 1.f);
-  if (codes) matrix.scales = ones.data(), matrix.scale_dtype = Dtype::float32;
-  std::vector<float> weight(s.out_channels * columns), scales(s.out_channels * groups);
-  dequantize_blocks(matrix, weight.data(), Dtype::float32, 0, blocks);
-  for (int64_t o = 0; o < s.out_channels; ++o)
-    for (int64_t g = 0; g < groups; ++g)
-      scales[o * groups + g] = load_float(call.weight.scales, call.weight.scale_dtype,
-                                          (o / BLOCK_N * groups + g) * BLOCK_N + o % BLOCK_N);
+  const NarrowWeights weights(call);
   const Row kernel = row_kernel(call.isa, codes);
   const int64_t width = s.width + 2 * s.padding[1], plane = (s.height + 2 * s.padding[0]) * width;
   parallel(s.batch * s.groups, 1, [&](int64_t begin, int64_t end) {
@@ -137,7 +137,8 @@ void run_conv2d_narrow(const ConvCall& call, const ParallelFor& parallel) {
         const float bias = call.bias ? call.bias[o] : 0.f;
         for (int64_t h = 0; h < s.out_height; ++h) {
           const float* x = padded.get() + h * s.stride[0] * width;
-          kernel({&s, x, plane, width, &weight[o * columns], &scales[o * groups], group}, sums.get(), scratch.get());
+          const float* scales = &weights.scales[o * weights.groups];
+          kernel({&s, x, plane, width, &weights.values[o * columns], scales, weights.group}, sums.get(), scratch.get());
           const int64_t place = ((image * s.out_channels + o) * s.out_height + h) * s.out_width;
           for (int64_t j = 0; j < s.out_width; ++j) store_float(sums.get()[j] + bias, call.y, call.dtype, place + j);
         }

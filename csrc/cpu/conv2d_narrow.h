@@ -2,6 +2,8 @@
 
 #pragma once
 
+#include <vector>
+
 #include "cpu/quant_conv2d.h"
 
 namespace torchcoinfer {
@@ -11,6 +13,23 @@ inline bool is_narrow(const ConvShape& shape) {
   return shape.groups > 1 && shape.out_channels / shape.groups < 8 && shape.columns() <= 128;
 }
 
+// The weights of a call as plain rows.
+struct NarrowWeights {
+  std::vector<float> values;  // [O, K]: weights, or code - zero point where activations are coded
+  std::vector<float> scales;  // [O, groups of columns]; read where activations are coded
+  int64_t group;              // columns of a quantization group
+  int64_t groups;
+
+  explicit NarrowWeights(const ConvCall& call);
+};
+
 void run_conv2d_narrow(const ConvCall& call, const ParallelFor& parallel);
+
+namespace avx512 {
+
+// The same, position by position of flat planes (conv2d_image.h).
+void run_conv2d_narrow(const ConvCall& call, const ParallelFor& parallel);
+
+}  // namespace avx512
 
 }  // namespace torchcoinfer

@@ -7,8 +7,7 @@
 
 #if TORCHCOINFER_X86
 
-#include "cpu/decode_avx512.h"
-#include "cpu/linear.h"
+#include "cpu/store_avx512.h"
 
 namespace torchcoinfer::avx512 {
 
@@ -52,6 +51,12 @@ struct Panel {
   void* sums;      // [S][48] float, or int32 of codes
   float* scales;   // [48], codes only: x = scale * code; NaN where a patch is not finite
 };
+
+// Stores those of 16 positions that are pixels; `plane`: the index in y of the plane's first pixel.
+TORCHCOINFER_AVX512_INLINE void store_pixels(__m512 values, const PixelRun& run, const Output& out, int64_t plane) {
+  const auto mask = static_cast<__mmask16>((1u << __builtin_popcount(run.positions)) - 1);
+  store_lanes(_mm512_maskz_compress_ps(static_cast<__mmask16>(run.positions), values), out, plane + run.pixel, mask);
+}
 
 template <typename Kind>
 void gather_panel(const PatchSource& source, const PositionTile& tile, const Panel& panel);

@@ -58,10 +58,11 @@ void run_conv2d(const ConvCall& call, const ParallelFor& parallel) {
   const ConvShape& s = call.shape;
   const int64_t pixels = s.pixels(), columns = s.columns(), group_out = s.out_channels / s.groups;
   if (s.batch * pixels * s.out_channels == 0) return;
-  if (is_narrow(s)) return run_conv2d_narrow(call, parallel);
 #if TORCHCOINFER_X86
-  if (call.isa == Isa::avx512) return avx512::run_conv2d_panels(call, parallel);
+  if (call.isa == Isa::avx512)
+    return is_narrow(s) ? avx512::run_conv2d_narrow(call, parallel) : avx512::run_conv2d_panels(call, parallel);
 #endif
+  if (is_narrow(s)) return run_conv2d_narrow(call, parallel);
   const int64_t fitting = PATCH_BYTES / std::max<int64_t>(columns * 4, 1);
   const int64_t each = std::min(pixels, std::clamp(fitting, LEAST_PIXELS, MOST_PIXELS));
   const int64_t parts = ceil_div(pixels, each);

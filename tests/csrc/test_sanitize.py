@@ -12,6 +12,7 @@ KERNELS = (
     "conv2d_gemm",
     "conv2d_image",
     "conv2d_narrow",
+    "conv2d_narrow_avx512",
     "conv2d_panels",
     "digit_gemm_avx512",
     "digit_gemv_avx512",
