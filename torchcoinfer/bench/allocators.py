@@ -26,13 +26,14 @@ Table = Mapping[str, Mapping[Option, float]]
 Allowed = Callable[[Option], bool]
 
 
-def dense(bits: int) -> Option:
+def dense(bits: int, group_size: int = GROUP_SIZE) -> Option:
     """Codes of ``bits``, rounded to nearest."""
-    return Option(bits=bits, format="int", group_size=GROUP_SIZE, algorithm="nearest")
+    return Option(bits=bits, format="int", group_size=group_size, algorithm="nearest")
 
 
 def is_dense(option: Option) -> bool:
-    return option.format in ("int", "float")
+    """Codes in the groups that uniform widths have."""
+    return option.format == "float" or (option.format == "int" and option.group_size == GROUP_SIZE)
 
 
 def is_pruned_only(option: Option) -> bool:

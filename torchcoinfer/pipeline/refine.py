@@ -64,7 +64,7 @@ def refined(run: Run, budget: Budget, plan: Plan) -> tuple[Plan, dict[str, Any]]
         if not unchanged(option)
     }
     found = measure_interactions(
-        scored, options, lambda layer, option: _replacement(run, layer, option), around=around,
+        scored, options, lambda layer, option: replacement_of(run, layer, option), around=around,
         seed=run.search.seed, progress=run.progress,
     )  # fmt: skip
     better, rounds = _solved_around(run, budget, plan, found)
@@ -160,7 +160,7 @@ def _chosen(plan: Plan) -> Chosen:
 def _measured(run: Run, scored: Reference, plan: Plan, found: Interactions | None = None) -> Additivity:
     """Predicted, additively or by the quadratic model, beside measured; nothing is coded at the cut."""
     chosen = {name: option for name, option in _chosen(plan).items() if not unchanged(option)}
-    replacements = {name: _replacement(run, name, option) for name, option in chosen.items()}
+    replacements = {name: replacement_of(run, name, option) for name, option in chosen.items()}
     measured = float(measure_replacements(scored, replacements).mean())
     if found is not None:
         return Additivity(found.distortion(chosen), measured)
@@ -181,7 +181,7 @@ def _remake(run: Run, options: Mapping[str, Sequence[Option]]) -> None:
         )
 
 
-def _replacement(run: Run, layer: str, option: Option) -> Replacement:
+def replacement_of(run: Run, layer: str, option: Option) -> Replacement:
     """What was scored for the option: its weights, and its coding of the layer's inputs."""
     found = _weights(run, layer, option)
     if option.activation_bits is None:
