@@ -1,8 +1,12 @@
 #include "cpu/conv2d_image.h"
 
+#if TORCHCOINFER_X86
+
 #include <algorithm>
 
-namespace torchcoinfer {
+#include "cpu/decode_avx512.h"
+
+namespace torchcoinfer::avx512 {
 namespace {
 
 // Columns of a row of a phase.
@@ -35,25 +39,32 @@ PixelRun find_pixels(const ConvShape& s, int64_t pitch, int64_t position) {
   return run;
 }
 
-// Compiled for AVX-512, whose kernels alone take these images: the conversion of float16 is slow without.
-template <typename T>
-TORCHCOINFER_AVX512 void copy_columns(const T* x, int64_t step, int64_t count, float* out) {
-  if (step == 1)
-    for (int64_t i = 0; i < count; ++i) out[i] = to_float(x[i]);
-  else if (step == 2)
-    for (int64_t i = 0; i < count; ++i) out[i] = to_float(x[2 * i]);
-  else
-    for (int64_t i = 0; i < count; ++i) out[i] = to_float(x[step * i]);
+TORCHCOINFER_AVX512_INLINE __m512 load_some(const void* x, Dtype dtype, int64_t index, int64_t count) {
+  const auto mask = static_cast<__mmask16>(count >= 16 ? 0xffff : (1 << std::max<int64_t>(count, 0)) - 1);
+  if (dtype == Dtype::float32) return _mm512_maskz_loadu_ps(mask, static_cast<const float*>(x) + index);
+  const __m256i halves = _mm256_maskz_loadu_epi16(mask, static_cast<const uint16_t*>(x) + index);
+  if (dtype == Dtype::float16) return _mm512_cvtph_ps(halves);
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
 }
 
+// out[i] = x[start + i * step]
 TORCHCOINFER_AVX512 void copy_columns(const void* x, Dtype dtype, int64_t start, int64_t step, int64_t count,
                                       float* out) {
-  if (dtype == Dtype::float32)
-    copy_columns(static_cast<const float*>(x) + start, step, count, out);
-  else if (dtype == Dtype::float16)
-    copy_columns(static_cast<const Float16*>(x) + start, step, count, out);
-  else
-    copy_columns(static_cast<const Bfloat16*>(x) + start, step, count, out);
+  const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  if (step != 1 && step != 2) {
+    for (int64_t i = 0; i < count; ++i) out[i] = load_float(x, dtype, start + i * step);
+    return;
+  }
+  for (int64_t i = 0; i < count; i += 16) {
+    const auto mask = static_cast<__mmask16>(count - i >= 16 ? 0xffff : (1 << (count - i)) - 1);
+    const int64_t left = (count - i - 1) * step + 1;
+    __m512 values = load_some(x, dtype, start + i * step, left);
+    if (step == 2) {
+      const __m512 more = load_some(x, dtype, start + i * step + 16, left - 16);
+      values = _mm512_permutex2var_ps(values, even, more);
+    }
+    _mm512_mask_storeu_ps(out + i, mask, values);
+  }
 }
 
 }  // namespace
@@ -88,18 +99,24 @@ void ConvImage::fill_plane(const ConvCall& call, int64_t image, int64_t channel,
   const ConvShape& s = call.shape;
   const int64_t start = image * call.x_strides[0] + channel * call.x_strides[1];
   std::fill(plane, plane + extent_, 0.f);
-  for (int64_t h = 0; h < s.height; ++h) {
-    const int64_t padded = h + s.padding[0], row = padded / s.stride[0];
-    for (int64_t phase = 0; phase < s.stride[1]; ++phase) {
-      // the first column of x in this phase: first + padding = phase, modulo the stride
-      const int64_t first = ((phase - s.padding[1]) % s.stride[1] + s.stride[1]) % s.stride[1];
-      if (first >= s.width) continue;
-      float* out = plane + ((padded % s.stride[0] * s.stride[1] + phase) * rows_ + row) * pitch_;
+  for (int64_t phase = 0; phase < s.stride[1]; ++phase) {
+    // the first column of x in this phase: first + padding = phase, modulo the stride
+    const int64_t first = ((phase - s.padding[1]) % s.stride[1] + s.stride[1]) % s.stride[1];
+    if (first >= s.width) continue;
+    const int64_t count = ceil_div(s.width - first, s.stride[1]), column = (first + s.padding[1]) / s.stride[1];
+    int64_t row = s.padding[0] / s.stride[0], row_phase = s.padding[0] % s.stride[0];
+    for (int64_t h = 0; h < s.height; ++h) {
       copy_columns(call.x, call.dtype, start + h * call.x_strides[2] + first * call.x_strides[3],
-                   s.stride[1] * call.x_strides[3], ceil_div(s.width - first, s.stride[1]),
-                   out + (first + s.padding[1]) / s.stride[1]);
+                   s.stride[1] * call.x_strides[3], count,
+                   plane + ((row_phase * s.stride[1] + phase) * rows_ + row) * pitch_ + column);
+      if (++row_phase == s.stride[0]) {
+        row_phase = 0;
+        ++row;
+      }
     }
   }
 }
 
-}  // namespace torchcoinfer
+}  // namespace torchcoinfer::avx512
+
+#endif

@@ -1,6 +1,6 @@
 // The image of a convolution as flat planes of floats in which every kernel tap is one constant distance away: for the
 // output position p = row * pitch + column, the tap's input is values[p + tap]. Columns from out_width to pitch are
-// positions too, whose results are dropped. No torch header.
+// positions too, whose results are dropped. AVX-512.
 //
 // A plane is zero padded and split by the stride: rows r, r + stride, .. of the padded image and columns alike form a
 // phase, [rows][pitch]. With stride 1 the padding right of a row is the padding left of the next.
@@ -12,7 +12,7 @@
 #include "cpu/buffer.h"
 #include "cpu/quant_conv2d.h"
 
-namespace torchcoinfer {
+namespace torchcoinfer::avx512 {
 
 // Which of 16 neighboring positions are pixels, and the first of those pixels.
 struct PixelRun {
@@ -57,4 +57,4 @@ class ConvImage {
   const float* values_;
 };
 
-}  // namespace torchcoinfer
+}  // namespace torchcoinfer::avx512

@@ -110,15 +110,24 @@ NarrowWeights::NarrowWeights(const ConvCall& call)
     : values(call.weight.N * call.weight.K),
       group(call.weight.group_size ? call.weight.group_size : std::max<int64_t>(call.weight.K, 1)),
       groups(group_count(call.weight.K, call.weight.group_size)) {
-  const int64_t rows = call.weight.N, blocks = ceil_div(rows, BLOCK_N);
-  QuantMatrix matrix = call.weight;
-  const std::vector<float> ones(call.activation_bits == 8 ? blocks * groups * BLOCK_N : 0, 1.f);
-  if (call.activation_bits == 8) matrix.scales = ones.data(), matrix.scale_dtype = Dtype::float32;
-  dequantize_blocks(matrix, values.data(), Dtype::float32, 0, blocks);
-  for (int64_t o = 0; o < rows; ++o)
-    for (int64_t g = 0; g < groups; ++g)
-      scales.push_back(load_float(call.weight.scales, call.weight.scale_dtype,
-                                  (o / BLOCK_N * groups + g) * BLOCK_N + o % BLOCK_N));
+  const QuantMatrix& w = call.weight;
+  const int64_t tiles = ceil_div(w.K, TILE_K);
+  for (int64_t o = 0; o < w.N; ++o) {
+    const int64_t block = o / BLOCK_N;
+    const int n = static_cast<int>(o % BLOCK_N);
+    const uint8_t* packed = w.packed + block * tiles * tile_bytes(w.bits);
+    for (int64_t g = 0; g < groups; ++g) {
+      const int64_t place = (block * groups + g) * BLOCK_N + n;
+      const float scale = load_float(w.scales, w.scale_dtype, place);
+      const float factor = call.activation_bits == 8 ? 1.f : scale;
+      const int zero = w.zeros ? w.zeros[place] : implicit_zero(w.bits);
+      scales.push_back(scale);
+      for (int64_t k = g * group; k < std::min(w.K, (g + 1) * group); ++k) {
+        const int code = tile_code(packed + k / TILE_K * tile_bytes(w.bits), w.bits, n, static_cast<int>(k % TILE_K));
+        values[o * w.K + k] = factor * static_cast<float>(code - zero);
+      }
+    }
+  }
 }
 
 void run_conv2d_narrow(const ConvCall& call, const ParallelFor& parallel) {

@@ -108,7 +108,9 @@ TORCHCOINFER_AVX512 void convolve_plane(const Channel& channel, const ConvImage&
   int64_t index = 0;
   for (; index + TOGETHER <= vectors; index += TOGETHER)
     convolve<CODED, TOGETHER>(channel, image, index, biases, out, plane);
-  for (; index < vectors; ++index) convolve<CODED, 1>(channel, image, index, biases, out, plane);
+  if (vectors - index == 3) convolve<CODED, 3>(channel, image, index, biases, out, plane);
+  if (vectors - index == 2) convolve<CODED, 2>(channel, image, index, biases, out, plane);
+  if (vectors - index == 1) convolve<CODED, 1>(channel, image, index, biases, out, plane);
 }
 
 }  // namespace
