@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import nn
 
 from torchcoinfer import export as _export
 from torchcoinfer import store
+from torchcoinfer.errors import PlanError
 from torchcoinfer.report import Report
 from torchcoinfer.runtime.session import Session
 from torchcoinfer.theory.plan import Plan
@@ -25,6 +27,7 @@ class Result:
         details: plain data for the report: curves, what each stage said.
         compressed: the undivided compressed model, sharing its tensors with the halves; None after ``load``,
             which needs no model code.
+        attribute: makes the ``telescope``; None after ``load``.
     """
 
     def __init__(
@@ -34,9 +37,10 @@ class Result:
         plan: Plan,
         details: Mapping[str, Any],
         compressed: nn.Module | None = None,
+        attribute: Callable[[], Any] | None = None,
     ):
         self.device, self.server, self.plan, self.details = device, server, plan, details
-        self.compressed = compressed
+        self.compressed, self._attribute = compressed, attribute
         self.session = Session(device, server)
 
     def __iter__(self) -> Iterator[nn.Module]:
@@ -46,9 +50,40 @@ class Result:
         """Run both halves here, through the wire codec; the model's arguments in, its own output out."""
         return self.session(*args, **kwargs)
 
-    def report(self) -> Report:
-        """Per-layer table, bounds beside measurements, alternatives; ``print`` it or ``.save_html(path)``."""
-        return Report(self.plan, self.details)
+    def report(self, telescope: bool = False) -> Report:
+        """Per-layer table, bounds beside measurements, alternatives; ``print`` it or ``.save_html(path)``.
+
+        ``telescope``: also where the error comes from, layer by layer; see :meth:`telescope`.
+        """
+        if not telescope:
+            return Report(self.plan, self.details)
+        found = self.telescope()
+        told = {
+            "value": float(found.bound.square().mean()), "n": len(found.bound), "steps": dict(found.steps),
+        }  # fmt: skip
+        output = {**self.plan.bounds.get("output", {}), "telescope": told}
+        return Report(replace(self.plan, bounds={**self.plan.bounds, "output": output}), self.details)
+
+    def telescope(self) -> Any:
+        """What each layer adds to the output error when one more is compressed, on the validation data.
+
+        Exact on these samples, and about no others; one forward pass a layer.
+
+        Returns:
+            a ``measure.Telescope``: ``steps`` (layer -> relative error added), per sample ``bound`` (their
+            sum) and ``actual`` (never above it).
+
+        Raises:
+            CalibrationError: there were no validation data. ArgumentError: the metric is not "output_mse".
+            PlanError: the result was loaded from a folder, which holds neither the model nor data.
+        """
+        if self._attribute is None:
+            raise PlanError(
+                "a loaded result cannot attribute its error to layers", got="a folder without model and data",
+                expected="the result of compress_and_split or apply_plan",
+                remedy="apply_plan(model, result.plan, validation=...).telescope()",
+            )  # fmt: skip
+        return self._attribute()
 
     def save(self, path: str | Path) -> Path:
         """Write a folder that :func:`load` reads without the model's code; nothing is left if it fails."""

@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchcoinfer.calibrate.interpret import Replacement
 from torchcoinfer.compress.pack import weight_matrix
+from torchcoinfer.errors import CalibrationError
 from torchcoinfer.measure.certify import Unavailable, certify
-from torchcoinfer.measure.distortion import Reference, measure_distortion
+from torchcoinfer.measure.distortion import Reference, Telescope, measure_distortion, telescope
 from torchcoinfer.nn.packed import PackedModule
 from torchcoinfer.theory.bounds import fit_laplace
 from torchcoinfer.theory.bounds_network import SpentLayer, weights_block
@@ -68,8 +70,31 @@ def output_bounds(
         }  # fmt: skip
     else:
         block["certified"] = {"value": certificate, "alpha": alpha / rounds, "n": len(errors)}
-    block["worst_case"] = {"unavailable": "holds for feed-forward nets only; ask theory.bounds for those"}
     return block
+
+
+def telescope_of(
+    reference: Reference | None, compressed: nn.Module, layers: Mapping[str, LayerPlan]
+) -> Telescope:
+    """Where the error of the compressed weights comes from, on the validation data; one forward a layer.
+
+    Activation codes of a layer belong to its step; the coding of tensors at the cut to none.
+
+    Raises:
+        CalibrationError: there are no validation data. ArgumentError: the metric is not "output_mse".
+    """
+    if reference is None:
+        raise CalibrationError(
+            "there are no validation data to attribute the error on", got="0 samples",
+            expected="at least one batch", remedy="pass validation=[batch, ...]",
+        )  # fmt: skip
+    replacements: dict[str, Replacement] = {}
+    for name, row in layers.items():
+        if row.format != "float":
+            paths = reference.traced.layer_modules[name]
+            module = compressed.get_submodule(paths[0])
+            replacements[name] = module if len(paths) == 1 else module.dequantize_weight()
+    return telescope(reference, replacements)
 
 
 def packed_bytes_of(compressed: nn.Module, traced: Traced, layers: Mapping[str, LayerPlan]) -> dict[str, int]:

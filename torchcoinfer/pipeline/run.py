@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from torchcoinfer.calibrate import Statistics, calibrate
@@ -11,6 +12,7 @@ from torchcoinfer.compress import apply_to_model
 from torchcoinfer.errors import PlanError
 from torchcoinfer.measure import Reference, curves, verdict
 from torchcoinfer.measure.compensated import Compensated, score_compensated
+from torchcoinfer.measure.feed_forward import worst_case_bound
 from torchcoinfer.measure.score import Curves
 from torchcoinfer.pipeline.border import Data
 from torchcoinfer.provenance import model_hash, versions
@@ -127,17 +129,17 @@ def apply(
     divided = trace(compressed, examples, dynamic_shapes=dynamic_shapes, workload=workload)
     device, server = split(divided, plan.cut)
     result = Result(device, server, plan, {})
-    bounds = {
-        "weights": verdict.weight_bounds(traced, compressed, plan.layers),
-        "output": verdict.output_bounds(plan.predicted["distortion"], judged, result, search.alpha, rounds),
-    }
+    output = verdict.output_bounds(plan.predicted["distortion"], judged, result, search.alpha, rounds)
+    output["worst_case"] = worst_case_bound(judged, compressed, plan)
+    bounds = {"weights": verdict.weight_bounds(traced, compressed, plan.layers), "output": output}
     details = {
         **details,
         "title": type(traced.model).__name__,
         "weight_numel": {layer.name: layer.numel for layer in traced.graph.layers},
         "notes": [*_notes(traced), *details.get("notes", ())],
     }
-    return Result(device, server, replace(plan, bounds=bounds), details, compressed.eval())
+    attribute = partial(verdict.telescope_of, judged, compressed, plan.layers)
+    return Result(device, server, replace(plan, bounds=bounds), details, compressed.eval(), attribute)
 
 
 def _notes(traced: Traced) -> list[str]:

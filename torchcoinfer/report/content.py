@@ -128,7 +128,7 @@ _OUTPUT_BOUNDS = {
     "measured": "measured: of this plan, on validation data",
     "certified": "certified: conformal upper quantile for a fresh sample",
     "worst_case": "worst case: [Q Prop. III.1], induced norms, feed-forward nets only",
-    "telescope": "telescope: sum over layers of the change when one more is compressed",
+    "telescope": "telescope: (sum over layers of the change when one more is compressed)^2, exact",
 }
 
 
@@ -161,6 +161,14 @@ def output_rows(plan: Plan) -> list[Row]:
         {"bound": _OUTPUT_BOUNDS[name], "relative output error": bound_text(shown.get(name))}
         for name in names
     ]
+
+
+def telescope_rows(plan: Plan) -> list[Row]:
+    """What each layer adds to the output error, the largest first."""
+    entry = (plan.bounds.get("output") or {}).get("telescope") or {}
+    steps = entry.get("steps") if isinstance(entry, Mapping) else None
+    ranked = sorted((steps or {}).items(), key=lambda step: -step[1])
+    return [{"layer": name, "root relative error added": format_error(step)} for name, step in ranked]
 
 
 def weight_sentences(plan: Plan) -> list[str]:

@@ -39,6 +39,7 @@ class Report:
             ("BUDGET", format_table(content.resource_rows(plan), _RESOURCE_COLUMNS)),
             ("WEIGHTS (units of the weights)", "\n".join(content.weight_sentences(plan))),
             ("OUTPUT (relative output error)", format_table(content.output_rows(plan))),
+            ("TELESCOPE", format_table(content.telescope_rows(plan))),
             ("QUALITY", format_table(details.get("quality") or ())),
             ("ALTERNATIVES", format_table(content.alternative_rows(plan))),
             ("FRONT", format_table(content.front_rows(plan))),

@@ -78,37 +78,47 @@ class WorstCase:
 
 
 def worst_case(
-    norms: ArrayLike, delta_norms: ArrayLike, input_norm: float = 1.0, signal: float = float("inf")
+    norms: ArrayLike,
+    delta_norms: ArrayLike,
+    input_norm: float = 1.0,
+    signal: float = float("inf"),
+    bias_norms: ArrayLike | None = None,
+    delta_bias_norms: ArrayLike | None = None,
 ) -> WorstCase:
     """[Q Prop. III.1]: sum_l A_l ||W_l - W'_l||, A_l = prod_{j<l} ||W_j|| prod_{k>l} (||W_k|| + tau_k).
 
-    Holds for feed-forward nets with 1-Lipschitz activations that map 0 to 0, in any one induced norm (here
-    meant: induced l1, the largest column sum); tau_k = ||W_k - W'_k||. In logarithms: deep nets overflow.
+    Holds for feed-forward nets with 1-Lipschitz activations that map 0 to 0, in any one induced norm;
+    tau_k = ||W_k - W'_k||. Layer by layer, d_l <= (||W_l|| + tau_l) d_(l-1) + tau_l h_(l-1) + ||b_l - b'_l||
+    and h_l <= ||W_l|| h_(l-1) + ||b_l||, which without biases is the proposition and with them its extension
+    [D]. In logarithms: deep nets overflow.
 
     Args:
         norms: ||W_l||, in order of the layers.
         delta_norms: ||W_l - W'_l||.
         input_norm: ||x||, 1 in [Q].
         signal: ||f(x)||, above which the bound says nothing (``vacuous``).
+        bias_norms, delta_bias_norms: ||b_l|| and ||b_l - b'_l||; default: no biases.
     """
     norm, delta = np.asarray(norms, float), np.asarray(delta_norms, float)
-    if norm.shape != delta.shape or norm.ndim != 1 or np.any(norm < 0) or np.any(delta < 0):
+    bias, delta_bias = (
+        np.zeros_like(norm) if given is None else np.asarray(given, float)
+        for given in (bias_norms, delta_bias_norms)
+    )
+    sizes = (norm, delta, bias, delta_bias)
+    if norm.ndim != 1 or any(own.shape != norm.shape or np.any(own < 0) for own in sizes):
         raise ArgumentError(
             "norms of the layers and of their errors do not go together",
             got=f"shapes {norm.shape} and {delta.shape}",
-            expected="two equally long lists of non-negative numbers",
+            expected="equally long lists of non-negative numbers",
         )
     with np.errstate(divide="ignore"):
-        before, after, error = np.log(norm), np.log(norm + delta), np.log(delta)
-    prefix = np.concatenate([[0.0], np.cumsum(before)[:-1]])
-    suffix = np.concatenate([np.cumsum(after[::-1])[::-1][1:], [0.0]])
-    terms = (prefix + suffix + error)[delta > 0]
-    terms = terms[np.isfinite(terms)]
-    if terms.size == 0 or input_norm == 0.0:
-        return WorstCase(0.0, float("-inf"), signal <= 0.0)
-    log_bound = float(np.logaddexp.reduce(terms) + np.log(input_norm))
-    bound = float(np.exp(log_bound)) if log_bound < 709.0 else float("inf")
-    return WorstCase(bound, log_bound / float(np.log(10.0)), bound >= signal)
+        logs = zip(*(np.log(own) for own in (norm, norm + delta, delta, bias, delta_bias)), strict=True)
+        height, error = float(np.log(input_norm)), -np.inf
+    for before, after, change, shift, shift_change in logs:
+        error = np.logaddexp.reduce([after + error, change + height, shift_change])
+        height = np.logaddexp(before + height, shift)
+    bound = float(np.exp(error)) if error < 709.0 else float("inf")
+    return WorstCase(bound, float(error) / float(np.log(10.0)), bound >= signal)
 
 
 @dataclass(frozen=True)
