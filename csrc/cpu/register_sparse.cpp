@@ -12,10 +12,6 @@ namespace {
 
 constexpr int64_t BLOCK_GRAIN = 1;  // n-blocks a thread takes at least
 
-const ParallelFor PARALLEL = [](int64_t count, int64_t grain, const std::function<void(int64_t, int64_t)>& body) {
-  torch::stable::parallel_for(0, count, grain, body);
-};
-
 void check_bits(const Checker& checks, int64_t bits) {
   check(bits == 0 || is_valid_bits(bits), checks.op, "bits", "0 (float survivors), 2, 3, 4, 5, 6 or 8", bits);
 }
@@ -197,24 +193,13 @@ void add_scales(const Checker& checks, const std::optional<Tensor>& scales, cons
   matrix->zeros = data<uint8_t>(*zeros);
 }
 
-// The bias as floats, empty where there is none.
-std::vector<float> float_bias(const Checker& checks, const std::optional<Tensor>& bias, int64_t N) {
-  if (!bias.has_value()) return {};
-  const Dtype dtype = checks.floating("bias", *bias);
-  checks.shape("bias", *bias, {N});
-  const Tensor whole = torch::stable::contiguous(*bias);
-  std::vector<float> values(N);
-  for (int64_t n = 0; n < N; ++n) values[n] = load_float(whole.const_data_ptr(), dtype, n);
-  return values;
-}
-
 Tensor linear(const Checker& checks, Tensor x, const SparseMatrix& weight, const std::optional<Tensor>& bias,
               int64_t activation_bits, int64_t layout) {
   checks.layout(layout);
   const bool known = activation_bits == 0 || (activation_bits == 8 && weight.bits);
   check(known, checks.op, "activation_bits", "0 (weight-only), or 8 with quantized survivors", activation_bits);
   const Dtype dtype = checks.floating("x", x);
-  const std::vector<float> bias_values = float_bias(checks, bias, weight.N);
+  const std::vector<float> bias_values = checks.bias(bias, weight.N);
   x = torch::stable::contiguous(x);
   int64_t rows = 1;
   std::vector<int64_t> size;
@@ -228,7 +213,7 @@ Tensor linear(const Checker& checks, Tensor x, const SparseMatrix& weight, const
   const Output out{y.mutable_data_ptr(), dtype, weight.N, 1, 0, weight.N, bias_data};
   const SourceRows source{x.const_data_ptr(), dtype, weight.K, weight.K};
   const SparseCall call{weight, source, rows, static_cast<int>(activation_bits), out, active_isa()};
-  check(run_sparse_linear(call, PARALLEL), checks.op, weight.paired ? "index" : "mask",
+  check(run_sparse_linear(call, on_torch_threads), checks.op, weight.paired ? "index" : "mask",
         "as many kept weights as survivors", "another number");
   return y;
 }
