@@ -23,6 +23,8 @@ from torchcoinfer.trace import trace
 # of the zoo without vit, whose head starts at zero so that nothing is judged, and mobilenet, which is slow
 NAMES = ["two_branches", "everything", "flattens", "resnet", "bert", "distilbert", "llama", "gpt2"]
 PROBES = 3
+# of float32 sums with cancelling terms, recomputed on however many threads (2.1e-5 was seen)
+ROUNDING = 2e-4
 
 
 @functools.cache
@@ -124,9 +126,9 @@ def test_cuts_and_single_precision(name):
                        code=lambda name, value, bits: value.round(), working_set_bytes=size // 100)
         )  # fmt: skip
     for layer, points in layers[0].items():
-        assert layers[1][layer][0].distortion == pytest.approx(points[0].distortion, rel=1e-5)
+        assert layers[1][layer][0].distortion == pytest.approx(points[0].distortion, rel=ROUNDING)
     for tensor, table in cuts[0].items():
-        assert cuts[1][tensor] == pytest.approx(table, rel=1e-5)
+        assert cuts[1][tensor] == pytest.approx(table, rel=ROUNDING)
 
 
 @pytest.mark.parametrize("name", ["everything", "resnet", "bert", "llama"])

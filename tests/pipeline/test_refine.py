@@ -61,3 +61,23 @@ def test_a_ceiling_on_distortion_is_one_on_the_additive_table():
     result = planned({**PRUNED, "algorithms": ("nearest",)}, 6.0, distortion=5.0)
     assert result.details["additivity"]["rounds"] == 0
     assert result.plan.predicted["distortion"] <= 5.0
+
+
+def test_kappa_is_measured_on_request():
+    assert "kappa" not in planned(DENSE, 12.0, layers=1).plan.bounds["output"]
+    search = {"bits": (3, 4, 8), "formats": ("int",), "group_sizes": (32,), "trials": 12}
+    result = planned(search, 7.0, layers=2)
+    output = result.plan.bounds["output"]
+    factor = output["kappa"]["value"]
+    assert 0.5 < factor < 2.0 and (output["kappa"]["n"], output["kappa"]["alpha"]) == (12, 0.1)
+    assert output["scaled"]["value"] == pytest.approx(factor * result.plan.predicted["distortion"])
+    assert "predicted x kappa" in str(result.report())
+    few = planned({**search, "trials": 3}, 7.0, layers=2).plan.bounds["output"]
+    assert few["kappa"] == few["scaled"] and few["kappa"]["needs"] == 9
+    assert "random configurations" in few["kappa"]["unavailable"]
+
+
+def test_kappa_of_another_table_scales_nothing():
+    result = planned({**PRUNED, "algorithms": ("nearest",), "trials": 9}, 3.5)
+    output = result.plan.bounds["output"]
+    assert output["kappa"]["value"] > 0.0 and "interactions" in output["scaled"]["unavailable"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from torchcoinfer.errors import ArgumentError
@@ -72,4 +72,7 @@ def kappa(predicted: Sequence[float], measured: Sequence[float], alpha: float) -
         raise ArgumentError("predicted and measured", got=lengths, expected="one length")
     if any(not value > 0.0 for value in predicted):
         raise ArgumentError("predicted distortion", got=min(predicted), expected="positive values")
-    return certify([m / p for p, m in zip(predicted, measured)], alpha)
+    factor = certify([m / p for p, m in zip(predicted, measured)], alpha)
+    if isinstance(factor, Unavailable):
+        return replace(factor, reason=f"level {alpha:g} needs more random configurations")
+    return factor

@@ -6,10 +6,12 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from torchcoinfer.calibrate.interpret import Replacement
 from torchcoinfer.errors import ArgumentError
 from torchcoinfer.measure.certify import Unavailable, kappa
 from torchcoinfer.measure.distortion import Reference, measure_replacements
-from torchcoinfer.measure.score import Curves, Measured, Weights, unchanged
+from torchcoinfer.measure.score import Curves, Measured, unchanged
+from torchcoinfer.theory.options import Option
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Trials:
 def random_trials(
     reference: Reference,
     curves: Curves,
-    weights: Weights,
+    replacement: Callable[[str, Option], Replacement],
     *,
     configurations: int,
     seed: int = 0,
@@ -38,7 +40,7 @@ def random_trials(
     Args:
         reference: the original model's outputs on the data to measure on.
         curves: the additive table.
-        weights: gives ŵ [N, K] for (layer, option); called for each layer of each configuration.
+        replacement: gives what stands for the layer's weight; called for each layer of each configuration.
         configurations: how many; a level α needs at least 1/α − 1.
         seed: of the draws.
         allowed: which points may be drawn; default: all that change something.
@@ -51,7 +53,7 @@ def random_trials(
     predicted, measured = [], []
     for _ in range(configurations):
         drawn = {layer: generator.choice(points) for layer, points in choices.items()}
-        replacements = {layer: weights(layer, point.option) for layer, point in drawn.items()}
+        replacements = {layer: replacement(layer, point.option) for layer, point in drawn.items()}
         predicted.append(sum(point.distortion for point in drawn.values()))
         measured.append(float(measure_replacements(reference, replacements).mean()))
     return Trials(tuple(predicted), tuple(measured))

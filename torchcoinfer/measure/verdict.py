@@ -14,6 +14,7 @@ from torchcoinfer.compress.pack import weight_matrix
 from torchcoinfer.errors import CalibrationError
 from torchcoinfer.measure.certify import Unavailable, certify
 from torchcoinfer.measure.distortion import Reference, Telescope, measure_distortion, telescope
+from torchcoinfer.measure.trials import Trials
 from torchcoinfer.nn.packed import PackedModule
 from torchcoinfer.theory.bounds import fit_laplace
 from torchcoinfer.theory.bounds_network import SpentLayer, weights_block
@@ -71,6 +72,25 @@ def output_bounds(
     else:
         block["certified"] = {"value": certificate, "alpha": alpha / rounds, "n": len(errors)}
     return block
+
+
+def kappa_bounds(predicted: float, trials: Trials, alpha: float, additive: bool) -> dict[str, Any]:
+    """The factor κ of the additive table, and the prediction times κ.
+
+    Args:
+        predicted: Σ E_l(o_l) of the plan.
+        trials: random roundings, measured on the validation data.
+        additive: whether ``predicted`` is of the table that the trials were predicted by.
+    """
+    factor = trials.kappa(alpha)
+    if isinstance(factor, Unavailable):
+        nothing = {"unavailable": factor.reason, "n": factor.n, "needs": factor.needs}
+        return {"kappa": nothing, "scaled": nothing}
+    common = {"alpha": alpha, "n": len(trials.measured)}
+    scaled = {"value": factor * predicted, **common}
+    if not additive:
+        scaled = {"unavailable": "kappa is of the additive table, the prediction of interactions"}
+    return {"kappa": {"value": factor, **common}, "scaled": scaled}
 
 
 def telescope_of(

@@ -14,7 +14,7 @@ from torchcoinfer.errors import ArgumentError, CalibrationError, InfeasibleBudge
 from torchcoinfer.measure import curves, reference
 from torchcoinfer.models import default_inputs
 from torchcoinfer.pipeline.border import Data, check_model, check_search
-from torchcoinfer.pipeline.refine import refined
+from torchcoinfer.pipeline.refine import refined, tried
 from torchcoinfer.pipeline.run import Run, apply, statistics_of
 from torchcoinfer.profile import device_profile, link_profile, measure_costs, server_profile
 from torchcoinfer.provenance import model_hash
@@ -72,6 +72,8 @@ def compress_and_split(
         model, budget, example_inputs, dynamic_shapes, calibration, validation, workload, device, server,
         link, search or Search(), progress,
     )  # fmt: skip
+    if run.search.trials:
+        run.trials = tried(run)
     if budget.certified_distortion is None:
         return run.applied(*refined(run, budget, run.planned(budget)))
     return _certified(run, budget)

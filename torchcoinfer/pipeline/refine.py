@@ -17,11 +17,13 @@ from torchcoinfer.measure import (
     Additivity,
     Interactions,
     Reference,
+    Trials,
     additivity,
     curves,
     halfway,
     measure_interactions,
     measure_replacements,
+    random_trials,
 )
 from torchcoinfer.measure.compensated import compensated
 from torchcoinfer.measure.score import Measured, unchanged
@@ -75,6 +77,16 @@ def refined(run: Run, budget: Budget, plan: Plan) -> tuple[Plan, dict[str, Any]]
             better = plan
     report["after"] = _told(_measured(run, scored, better, found))
     return _settled(run, better, found), {"additivity": report, "notes": [_sentence(report)]}
+
+
+def tried(run: Run) -> Trials:
+    """Random roundings of all layers, predicted by the additive table and measured on the validation data."""
+    if run.judged is None:
+        return Trials((), ())
+    return random_trials(
+        run.judged, run.table, partial(replacement_of, run), configurations=run.search.trials,
+        seed=run.search.seed, allowed=lambda point: point.option.algorithm == "nearest",
+    )  # fmt: skip
 
 
 def _solved_around(run: Run, budget: Budget, plan: Plan, found: Interactions) -> tuple[Plan, int]:

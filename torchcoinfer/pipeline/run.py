@@ -10,7 +10,7 @@ from typing import Any
 from torchcoinfer.calibrate import Statistics, calibrate
 from torchcoinfer.compress import apply_to_model
 from torchcoinfer.errors import PlanError
-from torchcoinfer.measure import Reference, curves, verdict
+from torchcoinfer.measure import Reference, Trials, curves, verdict
 from torchcoinfer.measure.compensated import Compensated, score_compensated
 from torchcoinfer.measure.feed_forward import worst_case_bound
 from torchcoinfer.measure.score import Curves
@@ -46,6 +46,7 @@ class Run:
     examples: Any
     dynamic_shapes: Any
     progress: bool
+    trials: Trials | None = None  # of rounding options, where the search asks for them
     compensated: Compensated = field(default_factory=Compensated)  # weights behind the table
 
     def problem(self, budget: Budget) -> Problem:
@@ -96,6 +97,7 @@ class Run:
         return apply(
             self.traced, self.statistics, self.judged, plan, self.examples, self.dynamic_shapes,
             self.workload, self.search, {**details, "curves": self.curve_rows(plan)}, self.progress, rounds,
+            self.trials,
         )  # fmt: skip
 
     def curve_rows(self, plan: Plan) -> dict[str, list[dict[str, Any]]]:
@@ -121,7 +123,7 @@ def statistics_of(traced: Traced, data: Data, search: Search, progress: bool) ->
 def apply(
     traced: Traced, statistics: Statistics, judged: Reference | None, plan: Plan, examples: Any,
     dynamic_shapes: Any, workload: Workload | None, search: Search, details: dict[str, Any], progress: bool,
-    rounds: int = 1,
+    rounds: int = 1, trials: Trials | None = None,
 ) -> Result:  # fmt: skip
     """Compress, divide, measure: obeys the plan, and adds to it only what was measured."""
     compressed = apply_to_model(traced, plan.layers, statistics, progress=progress)
@@ -130,6 +132,9 @@ def apply(
     device, server = split(divided, plan.cut)
     result = Result(device, server, plan, {})
     output = verdict.output_bounds(plan.predicted["distortion"], judged, result, search.alpha, rounds)
+    if trials is not None:
+        additive = "table" not in plan.optimality
+        output |= verdict.kappa_bounds(plan.predicted["distortion"], trials, search.alpha, additive)
     output["worst_case"] = worst_case_bound(judged, compressed, plan)
     bounds = {"weights": verdict.weight_bounds(traced, compressed, plan.layers), "output": output}
     details = {

@@ -168,6 +168,7 @@ class Search:
         cut_bits: widths of the tensors that cross; None: as they are.
         cut: "device" | "server" | a cut's name | None: chosen by the solver.
         minimize: "distortion" | "latency" | "energy" | "device_memory".
+        trials: random roundings to measure on the validation data, for the factor kappa of the report.
         gap: proven relative optimality gap at which the solver may stop; 0: exact.
 
     Raises:
@@ -189,6 +190,7 @@ class Search:
     mode: str | None = None
     alpha: float = 0.1
     finetune_steps: int = 0
+    trials: int = 0
     gap: float = 1e-4
     seed: int = 0
 
@@ -223,6 +225,7 @@ class Search:
                 got=f"finetune_steps={self.finetune_steps}", expected="finetune_steps=0",
                 remedy="leave it out; algorithms=('obs',) compensates errors instead",
             )  # fmt: skip
+        _integer("Search.trials", self.trials, 0)
         if _integer("Search.seed", self.seed, 0) >= 2**63:
             raise ArgumentError("Search.seed is too large", got=self.seed, expected="less than 2**63")
 
