@@ -9,7 +9,7 @@ from torch import nn
 
 from torchcoinfer.bench.allocation import JOINT, PLANNED, UNIFORM, Race, verdicts
 from torchcoinfer.bench.coverage import certified_coverage, kappa_coverage
-from torchcoinfer.bench.predictor import FIRST_ORDER, KINDS, QUADRATIC, Trial
+from torchcoinfer.bench.predictor import FITTED, KINDS, MODELS, QUADRATIC, Trial
 from torchcoinfer.bench.subjects import Subject, load_subject
 from torchcoinfer.bench.surrogates import FISHER, PAPERS, SQUARES, TRACE
 from torchcoinfer.errors import ArgumentError
@@ -32,19 +32,21 @@ def trial():
 
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_predictor_rows(trial, kind):
-    rows = list(trial.rows(kind, 24))
+    rows = list(trial.rows(kind, 24, 16))
     by_score = {(row["score"], row["bits"][0]): row for row in rows}
-    assert {score for score, _ in by_score} == {FIRST_ORDER, QUADRATIC, PAPERS, SQUARES, FISHER, TRACE}
+    assert {score for score, _ in by_score} == {*MODELS, PAPERS, SQUARES, FISHER, TRACE}
     for lowest in (4, 2):
-        own, additive = by_score[QUADRATIC, lowest], by_score[FIRST_ORDER, lowest]
-        assert own["spearman"] >= 0.9 and own["spearman"] >= by_score[PAPERS, lowest]["spearman"]
-        low, middle, high = own["ratio_quantiles"]
-        assert 0.6 < low <= middle <= high < 1.6
-        assert abs(math.log(middle)) < 0.3
-        assert own["goal"] and isinstance(own["met"], bool)
-        for row in (own, additive):
+        for score in (QUADRATIC, FITTED):
+            own = by_score[score, lowest]
+            assert own["spearman"] >= 0.9 and own["spearman"] >= by_score[PAPERS, lowest]["spearman"]
+            low, middle, high = own["ratio_quantiles"]
+            assert 0.6 < low <= middle <= high < 1.6
+            assert abs(math.log(middle)) < 0.3
+        for row in (by_score[score, lowest] for score in MODELS):
             assert row["kappa_coverage"] >= 0.9 - 3 * row["kappa_coverage_se"]
-        assert own["certified_coverage"]["coverage"] >= 0.9 - 3 * own["certified_coverage"]["coverage_se"]
+            assert row["goal"] and isinstance(row["met"], bool)
+        certified = row["certified_coverage"]
+        assert certified["coverage"] >= 0.9 - 3 * certified["coverage_se"]
 
 
 @pytest.fixture(scope="module")

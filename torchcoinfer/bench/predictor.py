@@ -32,6 +32,7 @@ from torchcoinfer.measure import (
     Interactions,
     Reference,
     Unavailable,
+    fit_gains,
     halfway,
     kappa,
     measure_interactions,
@@ -51,6 +52,8 @@ SPARSITIES = (0.25, 0.5)
 ALPHA = 0.1
 SURROGATE_BATCHES = 2
 FIRST_ORDER, QUADRATIC = "additive, first order", "with interactions"
+FITTED = "interactions, fitted"
+MODELS = FIRST_ORDER, QUADRATIC, FITTED  # in units of the error
 # subject -> lowest bits -> least Spearman correlation; another name is a language model's
 GOALS = {"minilm": {4: 0.98, 2: 0.98}, "fcdnn": {4: 0.90, 2: 0.85}, "": {4: 0.95, 2: 0.95}}
 RATIO_GOAL = {"minilm": (0.85, 1.18)}  # of the 5 and 95 % quantiles of predicted / measured
@@ -79,6 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
     parser.add_argument("--configurations", type=int, default=120, help="per range of bits")
+    parser.add_argument("--fitted", type=int, default=96, help="configurations that gains are fitted to")
     parser.add_argument("--samples", type=int, default=128, help="in each set of data")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", default=None, help="file for the JSON rows, one a line")
@@ -90,7 +94,7 @@ def main(arguments: argparse.Namespace) -> int:
     for spec in arguments.models:
         trial = Trial.of(load_subject(spec, arguments.samples, arguments.seed), arguments.seed)
         for kind in arguments.kinds:
-            found = list(trial.rows(kind, arguments.configurations))
+            found = list(trial.rows(kind, arguments.configurations, arguments.fitted))
             print(f"\n{trial.subject.name}, {kind}, {len(trial.layers)} linear layers")
             print(format_table([_shown(row) for row in found]))
             rows += found
@@ -127,14 +131,15 @@ class Made:
         return {n: halfway(own(n), torch.stack(found).mean(0)) for n, found in changed.items()}
 
     def predicted(
-        self, drawn: Sequence[Mapping[str, Option]], interactions: Interactions
+        self, drawn: Sequence[Mapping[str, Option]], models: Mapping[str, Interactions]
     ) -> dict[str, list[float]]:
         """Per score, what it says of each configuration."""
         found = {
             name: [sum(table[n][o] for n, o in chosen.items()) for chosen in drawn]
             for name, table in self.tables.items()
         }
-        return {**found, QUADRATIC: [interactions.distortion(chosen) for chosen in drawn]}
+        quadratic = {name: [m.distortion(chosen) for chosen in drawn] for name, m in models.items()}
+        return found | quadratic
 
 
 def _replacement(weights: Any, shifts: Any, layer: str, option: Option) -> Replacement:
@@ -210,40 +215,49 @@ class Trial:
                 weights[layer, option] = compressed.dequantize()
         return weights, {}
 
-    def rows(self, kind: str, configurations: int) -> Iterator[dict[str, Any]]:
+    def rows(self, kind: str, configurations: int, fitted: int) -> Iterator[dict[str, Any]]:
         """One JSON row per range of bits and score."""
         made = self.made(KINDS[kind]())
         for lowest, highest in RANGES:
-            drawn = self._draw(kind, lowest, configurations)
+            drawn = self._draw(kind, lowest, configurations, self.seed)
             started = time.perf_counter()
             interactions = self.interactions(made, kind, lowest)
             interactions_s = time.perf_counter() - started
-            errors = np.array(
-                [
-                    measure_replacements(
-                        self.held_out, {n: made.replacement(n, o) for n, o in chosen.items()}
-                    ).numpy()
-                    for chosen in tqdm(drawn, desc=f"{self.subject.name} {kind} {lowest}-{highest}")
-                ]
-            )
+            started = time.perf_counter()
+            seen = self._draw(kind, lowest, fitted, self.seed + 1)
+            measured = self._measured(made, seen, self.scored).mean(1)
+            models = {QUADRATIC: interactions, FITTED: fit_gains(interactions, seen, measured.tolist())}
+            fitted_s = time.perf_counter() - started
+            errors = self._measured(made, drawn, self.held_out)
             common = {
                 "what": "predictor", "model": self.subject.name, "kind": kind, "bits": [lowest, highest],
                 "configurations": configurations, "layers": len(self.layers),
                 "mean_measured": float(errors.mean()), "scoring_s": made.scoring_s,
-                "interactions_s": interactions_s,
+                "interactions_s": interactions_s, "fitted_configurations": fitted, "fitted_s": fitted_s,
                 "certified_coverage": certified_coverage(errors, ALPHA, self.seed),
             }  # fmt: skip
-            for score, predicted in made.predicted(drawn, interactions).items():
+            for score, predicted in made.predicted(drawn, models).items():
                 judged = judge_score(score, predicted, errors.mean(1).tolist(), self.seed)
                 yield common | {"score": score} | judged | self._goal(score, lowest, judged)
 
-    def _draw(self, kind: str, lowest: int, configurations: int) -> list[dict[str, Option]]:
-        generator = random.Random(self.seed * 1000 + lowest)
+    def _measured(
+        self, made: Made, drawn: Sequence[Mapping[str, Option]], reference: Reference
+    ) -> np.ndarray:
+        """Relative errors, [configurations, samples]."""
+        bar = tqdm(drawn, desc=f"{self.subject.name}, configurations")
+        found = [
+            measure_replacements(reference, {n: made.replacement(n, o) for n, o in chosen.items()})
+            for chosen in bar
+        ]
+        return torch.stack(found).numpy()
+
+    def _draw(self, kind: str, lowest: int, configurations: int, seed: int) -> list[dict[str, Option]]:
+        generator = random.Random(seed * 1000 + lowest)
         allowed = [option for option in KINDS[kind]() if option.bits >= lowest]
         return [{n: generator.choice(allowed) for n in self.layers} for _ in range(configurations)]
 
     def _goal(self, score: str, lowest: int, judged: Mapping[str, Any]) -> dict[str, Any]:
-        if score != QUADRATIC:
+        if score not in MODELS:
             return {}
         goal = GOALS.get(self.subject.name, GOALS[""])[lowest]
         low, high = RATIO_GOAL.get(self.subject.name, (0.0, float("inf")))
@@ -260,7 +274,7 @@ def judge_score(
 ) -> dict[str, Any]:
     """Spearman's correlation; for scores in units of the error also their ratio to it, κ and its coverage."""
     row: dict[str, Any] = {"spearman": float(spearmanr(predicted, measured).statistic)}
-    if score not in (FIRST_ORDER, QUADRATIC):
+    if score not in MODELS:
         return row
     ratio = np.array(predicted) / np.array(measured)
     factor = kappa(predicted, measured, ALPHA)

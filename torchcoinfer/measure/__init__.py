@@ -11,6 +11,7 @@ from torchcoinfer.measure.distortion import (
     reference,
     telescope,
 )
+from torchcoinfer.measure.gains import fit_gains
 from torchcoinfer.measure.interactions import Interactions, halfway, measure_interactions
 from torchcoinfer.measure.score import Curves, Measured, score_options
 from torchcoinfer.measure.trials import Trials, random_trials
@@ -26,6 +27,7 @@ __all__ = [
     "Unavailable",
     "additivity",
     "certify",
+    "fit_gains",
     "halfway",
     "kappa",
     "measure_distortion",

@@ -39,15 +39,23 @@ class Interactions:
 
     Attributes:
         vectors: (layer, option) -> float32 [samples * buckets].
+        cross: weight of the terms between layers, 1 unless fitted (``gains``); 0: errors add up.
     """
 
     vectors: Mapping[tuple[str, Option], Tensor]
+    cross: float = 1.0
+
+    def vector(self, layer: str, option: Option) -> Tensor:
+        """d_l(o). Raises ArgumentError where the option was not measured."""
+        if (layer, option) not in self.vectors:
+            raise ArgumentError("option not measured", got=f"{layer}: {option}", expected="a measured option")
+        return self.vectors[layer, option]
 
     def single(self, layer: str, option: Option) -> float:
         """E‖d_l(o)‖² / E‖f‖²: the layer's error alone, measured."""
         if unchanged(option):
             return 0.0
-        return float(self._vector(layer, option).double().square().sum())
+        return _square(self.vector(layer, option))
 
     def distortion(self, chosen: Mapping[str, Option]) -> float:
         """Q of a configuration; layers left out are not compressed.
@@ -56,13 +64,16 @@ class Interactions:
             ArgumentError: an option that was not measured.
         """
         total = self._total(chosen)
-        return 0.0 if total is None else float(total.double().square().sum())
+        if total is None:
+            return 0.0
+        alone = 0.0 if self.cross == 1.0 else sum(self.single(*pair) for pair in chosen.items())
+        return (1.0 - self.cross) * alone + self.cross * _square(total)
 
     def around(self, curves: Curves, chosen: Mapping[str, Option]) -> Curves:
         """An additive table around a configuration: measured options only, a layer without any as it was.
 
-        An entry is E‖d_l(o)‖² + 2 E⟨d_l(o), Σ_{k≠l} d_k⟩, not below 0: Q's change with one layer's option, up
-        to a constant.
+        An entry is E‖d_l(o)‖² + 2 c E⟨d_l(o), Σ_{k≠l} d_k⟩ (c: ``cross``), not below 0: Q's change with one
+        layer's option, up to a constant.
         """
         total = self._total(chosen)
         table = {}
@@ -72,33 +83,34 @@ class Interactions:
                 table[layer] = points
                 continue
             own = chosen.get(layer, Option())
-            others = total if unchanged(own) else total - self._vector(layer, own)
+            others = total if unchanged(own) else total - self.vector(layer, own)
             table[layer] = tuple(self._point(layer, point, others) for point in known)
         return table
 
     def shares(self, chosen: Mapping[str, Option]) -> dict[str, float]:
         """Q of a configuration divided among its layers: E⟨d_l, Σ_k d_k⟩. One that cancels others has < 0."""
         total = self._total(chosen)
-        return {
-            layer: 0.0 if unchanged(option) else float(torch.dot(self._vector(layer, option), total))
-            for layer, option in chosen.items()
-        }
+        shares = dict.fromkeys(chosen, 0.0)
+        for layer, option in chosen.items():
+            if not unchanged(option):
+                together = float(torch.dot(self.vector(layer, option), total))
+                shares[layer] = (1.0 - self.cross) * self.single(layer, option) + self.cross * together
+        return shares
 
     def _point(self, layer: str, point: Measured, others: Tensor | None) -> Measured:
         if unchanged(point.option) or others is None:
             return point
-        cross = float(torch.dot(self._vector(layer, point.option), others))
-        value = self.single(layer, point.option) + 2.0 * cross
+        cross = float(torch.dot(self.vector(layer, point.option), others))
+        value = self.single(layer, point.option) + 2.0 * self.cross * cross
         return replace(point, distortion=max(0.0, value), distortion_se=0.0)
 
     def _total(self, chosen: Mapping[str, Option]) -> Tensor | None:
-        vectors = [self._vector(layer, option) for layer, option in chosen.items() if not unchanged(option)]
+        vectors = [self.vector(layer, option) for layer, option in chosen.items() if not unchanged(option)]
         return torch.stack(vectors).sum(0) if vectors else None
 
-    def _vector(self, layer: str, option: Option) -> Tensor:
-        if (layer, option) not in self.vectors:
-            raise ArgumentError("option not measured", got=f"{layer}: {option}", expected="a measured option")
-        return self.vectors[layer, option]
+
+def _square(vector: Tensor) -> float:
+    return float(vector.double().square().sum())
 
 
 def measure_interactions(

@@ -3,6 +3,7 @@ do to the output together."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -20,6 +21,7 @@ from torchcoinfer.measure import (
     Trials,
     additivity,
     curves,
+    fit_gains,
     halfway,
     measure_interactions,
     measure_replacements,
@@ -69,6 +71,7 @@ def refined(run: Run, budget: Budget, plan: Plan) -> tuple[Plan, dict[str, Any]]
         scored, options, lambda layer, option: replacement_of(run, layer, option), around=around,
         seed=run.search.seed, progress=run.progress,
     )  # fmt: skip
+    found = _fitted(run, scored, options, found)
     better, rounds = _solved_around(run, budget, plan, found)
     report["rounds"] = rounds
     if _chosen(better) != chosen:
@@ -77,6 +80,19 @@ def refined(run: Run, budget: Budget, plan: Plan) -> tuple[Plan, dict[str, Any]]
             better = plan
     report["after"] = _told(_measured(run, scored, better, found))
     return _settled(run, better, found), {"additivity": report, "notes": [_sentence(report)]}
+
+
+def _fitted(
+    run: Run, scored: Reference, options: Mapping[str, Sequence[Option]], found: Interactions
+) -> Interactions:
+    """Fitted to random neighbors of the plan, where the search asks for trials."""
+    generator, drawn, measured = random.Random(run.search.seed), [], []
+    for _ in range(run.search.trials):
+        chosen = {name: generator.choice(choices) for name, choices in options.items() if choices}
+        replacements = {name: replacement_of(run, name, option) for name, option in chosen.items()}
+        drawn.append(chosen)
+        measured.append(float(measure_replacements(scored, replacements).mean()))
+    return fit_gains(found, drawn, measured) if drawn else found
 
 
 def tried(run: Run) -> Trials:

@@ -168,7 +168,9 @@ class Search:
         cut_bits: widths of the tensors that cross; None: as they are.
         cut: "device" | "server" | a cut's name | None: chosen by the solver.
         minimize: "distortion" | "latency" | "energy" | "device_memory".
-        trials: random roundings to measure on the validation data, for the factor kappa of the report.
+        trials: random configurations to measure: as many roundings on the validation data, for the factor
+            kappa of the report; where errors do not add up, as many neighbors of the plan on the calibration
+            data, to fit what layers do together.
         gap: proven relative optimality gap at which the solver may stop; 0: exact.
 
     Raises:
