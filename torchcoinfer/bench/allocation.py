@@ -30,12 +30,13 @@ from torchcoinfer.bench.subjects import load_subject
 from torchcoinfer.measure import Measured, measure_replacements
 from torchcoinfer.measure.curves import cut_curves
 from torchcoinfer.pipeline.refine import refined, replacement_of
-from torchcoinfer.pipeline.run import Run
+from torchcoinfer.pipeline.run import Run, apply
 from torchcoinfer.profile import device_profile, link_profile, server_profile
 from torchcoinfer.report import format_table, write_text
 from torchcoinfer.theory.budget import Budget, Search, Workload
 from torchcoinfer.theory.graph import candidate_cuts
 from torchcoinfer.theory.options import WEIGHT_BITS, Option
+from torchcoinfer.theory.plan import Plan
 
 WIDTHS = (2, 3, 4, 5, 6)
 GROUP_SIZES = (32, 64, 128)
@@ -148,8 +149,17 @@ class Race:
             chosen = {n: plan.layers[n].option for n in self.trial.layers}
             yield row | {
                 "bytes": self.allocator.bytes_of(chosen), "cut": plan.cut.name,
-                "predicted": plan.predicted["distortion"], "measured": self._measured(chosen),
+                "predicted": plan.predicted["distortion"], "measured": self._measured_halves(plan),
             }  # fmt: skip
+
+    def _measured_halves(self, plan: Plan) -> float:
+        """Both sides in turn on held-out samples, with the codec between them."""
+        trial = self.trial
+        result = apply(
+            trial.traced, trial.statistics, trial.held_out, plan, trial.subject.example_inputs, None,
+            Workload(), Search(seed=trial.seed), {}, False,
+        )  # fmt: skip
+        return result.plan.bounds["output"]["measured"]["value"]
 
     def _planned(self, most: int) -> tuple[Chosen, dict[str, Any]]:
         """What the pipeline plans from the same table, with the weights that it scored."""
