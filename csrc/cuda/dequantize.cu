@@ -24,8 +24,7 @@ __global__ void dequantize_tiles(DenseMatrix w, void* out, Element type) {
 const char* dequantize(const DenseMatrix& w, void* out, Element type, void* stream) {
   const int64_t tiles = ceil_div(w.N, BLOCK_N) * ceil_div(w.K, TILE_K);
   if (tiles == 0) return nullptr;
-  dequantize_tiles<<<grid_size(tiles, MOST_BLOCKS), TILE_THREADS, 0, static_cast<cudaStream_t>(stream)>>>(w, out,
-                                                                                                         type);
+  launch(dequantize_tiles, grid_size(tiles, MOST_BLOCKS), TILE_THREADS, 0, stream, w, out, type);
   return launch_error();
 }
 

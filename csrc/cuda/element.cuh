@@ -1,12 +1,12 @@
-// One element of a float tensor whose dtype is known at run time, and what launches share.
+// One element of a float tensor whose dtype is known at run time; scale and zero point of a row.
 
 #pragma once
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
-#include <cuda_runtime.h>
 
 #include "cuda/kernels.h"
+#include "cuda/launch.cuh"
 #include "layout.h"
 
 namespace torchcoinfer::cuda {
@@ -36,16 +36,5 @@ __device__ inline Grid load_grid(const DenseMatrix& w, int64_t block, int64_t gr
   const int64_t place = (block * group_count(w.K, w.group_size) + group) * BLOCK_N + n;
   return {load_element(w.scales, w.scale_type, place), w.zeros ? w.zeros[place] : implicit_zero(w.bits)};
 }
-
-inline const char* launch_error() {
-  const cudaError_t error = cudaGetLastError();
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
-}
-
-inline unsigned grid_size(int64_t count, int64_t most) {
-  return static_cast<unsigned>(count < most ? count : most);
-}
-
-constexpr int64_t MOST_BLOCKS = 1 << 20;  // kernels walk what is beyond
 
 }  // namespace torchcoinfer::cuda

@@ -72,10 +72,10 @@ __global__ void __launch_bounds__(THREADS)
 }
 
 template <int BITS>
-void launch(const DenseMatrix& w, const float* values, int64_t rows, const float* row_scales, const float* bias,
+void run(const DenseMatrix& w, const float* values, int64_t rows, const float* row_scales, const float* bias,
             void* y, Element type, void* stream) {
   const dim3 grid(static_cast<unsigned>(ceil_div(w.N, BLOCK_N)), grid_size(ceil_div(rows, ROWS), 65535));
-  linear<BITS><<<grid, THREADS, 0, static_cast<cudaStream_t>(stream)>>>(w, values, rows, row_scales, bias, y, type);
+  launch(linear<BITS>, grid, THREADS, 0, stream, w, values, rows, row_scales, bias, y, type);
 }
 
 }  // namespace
@@ -86,22 +86,22 @@ const char* quant_linear(const DenseMatrix& w, const float* values, int64_t rows
   if (rows == 0 || w.N == 0) return nullptr;
   switch (w.bits) {
     case 2:
-      launch<2>(w, values, rows, row_scales, bias, y, type, stream);
+      run<2>(w, values, rows, row_scales, bias, y, type, stream);
       break;
     case 3:
-      launch<3>(w, values, rows, row_scales, bias, y, type, stream);
+      run<3>(w, values, rows, row_scales, bias, y, type, stream);
       break;
     case 4:
-      launch<4>(w, values, rows, row_scales, bias, y, type, stream);
+      run<4>(w, values, rows, row_scales, bias, y, type, stream);
       break;
     case 5:
-      launch<5>(w, values, rows, row_scales, bias, y, type, stream);
+      run<5>(w, values, rows, row_scales, bias, y, type, stream);
       break;
     case 6:
-      launch<6>(w, values, rows, row_scales, bias, y, type, stream);
+      run<6>(w, values, rows, row_scales, bias, y, type, stream);
       break;
     default:
-      launch<8>(w, values, rows, row_scales, bias, y, type, stream);
+      run<8>(w, values, rows, row_scales, bias, y, type, stream);
   }
   return launch_error();
 }

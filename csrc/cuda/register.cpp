@@ -1,16 +1,11 @@
 // CUDA kernels: tensors to pointers, checks, the current stream, registration. The CUDA side's only file with torch
 // headers.
 
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/accelerator.h>
-
-#include "cpu/tensor.h"
+#include "cuda/device.h"
 #include "cuda/kernels.h"
 
 namespace torchcoinfer {
 namespace {
-
-using torch::stable::accelerator::DeviceGuard;
 
 cuda::Element element(Dtype dtype) {
   return dtype == Dtype::float32   ? cuda::Element::float32
@@ -18,19 +13,13 @@ cuda::Element element(Dtype dtype) {
                                    : cuda::Element::bfloat16;
 }
 
-void* current_stream(const Tensor& tensor) {
-  void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
-  return stream;
-}
-
 void check_launch(const Checker& checks, const char* error) {
   check(error == nullptr, checks.op, "device", "a launch without error", error ? error : "");
 }
 
 void same_device(const Checker& checks, const char* argument, const Tensor& tensor, const Tensor& as) {
-  const bool same = tensor.is_cuda() && tensor.get_device_index() == as.get_device_index();
-  check(same, checks.op, argument, "a tensor on the CUDA device of the other arguments", "another device");
+  check(is_beside(tensor, as), checks.op, argument, "a tensor on the CUDA device of the other arguments",
+        "another device");
 }
 
 cuda::DenseMatrix dense_matrix(const Checker& checks, const Tensor& packed, const Tensor& scales,
@@ -117,7 +106,7 @@ Tensor quant_linear_op(Tensor x, Tensor packed, Tensor scales, std::optional<Ten
 }  // namespace
 }  // namespace torchcoinfer
 
-STABLE_TORCH_LIBRARY_IMPL(torchcoinfer, CUDA, m) {
+TORCHCOINFER_CUDA_OPS(m) {
   m.impl("dequantize", TORCH_BOX(&torchcoinfer::dequantize_op));
   m.impl("quant_linear", TORCH_BOX(&torchcoinfer::quant_linear_op));
 }

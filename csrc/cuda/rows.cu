@@ -47,8 +47,7 @@ __global__ void quantize(const void* x, Element type, int64_t rows, int64_t K, i
 const char* float_rows(const void* x, Element type, int64_t rows, int64_t K, float* values, void* stream) {
   const int64_t stride = ceil_div(K, TILE_K) * TILE_K;
   if (rows == 0 || stride == 0) return nullptr;
-  convert<<<grid_size(rows, MOST_BLOCKS), THREADS, 0, static_cast<cudaStream_t>(stream)>>>(x, type, rows, K, stride,
-                                                                                           values);
+  launch(convert, grid_size(rows, MOST_BLOCKS), THREADS, 0, stream, x, type, rows, K, stride, values);
   return launch_error();
 }
 
@@ -56,8 +55,7 @@ const char* code_rows(const void* x, Element type, int64_t rows, int64_t K, floa
                       void* stream) {
   const int64_t stride = ceil_div(K, TILE_K) * TILE_K;
   if (rows == 0) return nullptr;
-  quantize<<<grid_size(rows, MOST_BLOCKS), THREADS, 0, static_cast<cudaStream_t>(stream)>>>(x, type, rows, K, stride,
-                                                                                            values, scales);
+  launch(quantize, grid_size(rows, MOST_BLOCKS), THREADS, 0, stream, x, type, rows, K, stride, values, scales);
   return launch_error();
 }
 
