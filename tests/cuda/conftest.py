@@ -24,6 +24,8 @@ INCLUDES = [f"-I{MODEL}", f"-I{ROOT / 'csrc'}"]
 FLAGS = ["-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno"]
 FLAGS += ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-DTORCHCOINFER_HOST_MODEL"]
 TORCH_FLAGS = ["-O0", "-DTORCH_TARGET_VERSION=0x020B000000000000", f"-isystem{TORCH / 'include'}"]
+PROBES = ["probe_multiply_16", "probe_multiply_8", "probe_multiply_sparse", "probe_reverse"]
+PROBES += [f"layout_check_{what}" for what in ("dense", "survivors", "index", "bytes")]
 # (poison of unwritten memory, order of threads): 0 ascending, 1 descending, else a seed
 CONFIGURATIONS = ((0xFF, 0), (0xA5, 1), (0x3C, 7))
 
@@ -43,11 +45,16 @@ class HostModel:
         self.library.host_model_configure(poison, order)
 
 
-def compile_one(source: Path, target: Path, headers_changed: float) -> Path:
-    newest = max(source.stat().st_mtime, headers_changed)
-    if not target.exists() or target.stat().st_mtime < newest:
+def compile_one(source: Path, target: Path) -> Path:
+    """Compiles what is older than a file it was made from, by the compiler's own list of them."""
+    listed = target.with_suffix(".d")
+    made_from = listed.read_text().replace("\\\n", " ").split()[1:] if listed.exists() else []
+    paths = [Path(name) for name in made_from]
+    fresh = target.exists() and bool(paths) and all(path.exists() for path in paths)
+    if not fresh or max(path.stat().st_mtime for path in paths) > target.stat().st_mtime:
         of_torch = TORCH_FLAGS if source.parent.name == "cuda" and source.suffix == ".cpp" else []
-        command = ["c++", *FLAGS, *of_torch, *INCLUDES, "-x", "c++", "-c", str(source), "-o", str(target)]
+        flags = [*FLAGS, *of_torch, *INCLUDES, "-MMD", "-MF", str(listed)]
+        command = ["c++", *flags, "-x", "c++", "-c", str(source), "-o", str(target)]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-6000:]
     return target
@@ -57,10 +64,8 @@ def build(folder: Path) -> Path:
     """The library, built in ``folder``; the files with torch headers first, they take longest."""
     sources = [*sorted((ROOT / "csrc/cuda").glob("*.cpp")), *sorted((ROOT / "csrc/cuda").glob("*.cu"))]
     sources += [*sorted(MODEL.glob("*.cpp")), *sorted(MODEL.glob("*.cu"))]
-    headers = [p for base in (ROOT / "csrc", MODEL) for p in base.rglob("*") if p.suffix in (".h", ".cuh")]
-    changed = max(path.stat().st_mtime for path in headers)
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        jobs = [pool.submit(compile_one, s, folder / f"{s.name}.o", changed) for s in sources]
+        jobs = [pool.submit(compile_one, s, folder / f"{s.name}.o") for s in sources]
         objects = [str(job.result()) for job in jobs]
     library = folder / "libhost_model.so"
     libraries = [f"-L{TORCH / 'lib'}", "-ltorch_cpu"]
@@ -81,8 +86,8 @@ def host_model(tmp_path_factory) -> HostModel:
         schemas.define(schema)
     torch.ops.load_library(str(path))
     library = ctypes.CDLL(str(path))
-    for name in ("multiply_16", "multiply_8", "multiply_sparse", "reverse"):
-        getattr(library, f"probe_{name}").restype = ctypes.c_char_p
+    for name in PROBES:
+        getattr(library, name).restype = ctypes.c_char_p
     return HostModel(library, schemas)
 
 
