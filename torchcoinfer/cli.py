@@ -26,6 +26,7 @@ BENCH_SUITES = (
     "planner",
     "predictor",
     "quality",
+    "scoring",
 )  # modules of torchcoinfer.bench with add_arguments(parser) and main(options)
 
 

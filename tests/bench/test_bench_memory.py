@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from torchcoinfer.bench import memory, models, timing
+from torchcoinfer.bench import memory, models, process, timing
 from torchcoinfer.nn import QuantConv2d, QuantLinear
 
 
@@ -18,7 +18,7 @@ def options(module, *given):
     return parser.parse_args(list(given))
 
 
-@pytest.mark.skipif(not memory._STATUS.exists(), reason="the system tells no memory figures")
+@pytest.mark.skipif(not process._STATUS.exists(), reason="the system tells no memory figures")
 def test_memory_rows(monkeypatch, tmp_path, capsys):
     layers = ((64, 96, 3), (32, 64, 2))
     monkeypatch.setattr(memory, "LAYERS", layers)
@@ -43,7 +43,7 @@ def test_memory_rows(monkeypatch, tmp_path, capsys):
     assert "packing" in capsys.readouterr().out
 
 
-@pytest.mark.skipif(not memory._STATUS.exists(), reason="the system tells no memory figures")
+@pytest.mark.skipif(not process._STATUS.exists(), reason="the system tells no memory figures")
 def test_a_call_that_keeps_memory_is_seen():
     class Hoarder(nn.Module):
         in_features, out_features, kept = 64, 64, ()

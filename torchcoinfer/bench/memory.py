@@ -9,7 +9,6 @@ process.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import os
 import subprocess
@@ -22,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from torchcoinfer.bench import timing
+from torchcoinfer.bench import process, timing
 from torchcoinfer.bench.cases import GROUP_SIZE
 from torchcoinfer.errors import KernelError
 from torchcoinfer.nn import QuantLinear
@@ -35,7 +34,6 @@ LAYERS = ((2048, 2048, 34), (512, 2048, 34), (8192, 2048, 34), (2048, 8192, 17))
 PACKING_LIMIT_S, RESIDENT_LIMIT, CALL_LIMIT_S = 5.0, 1.02, 6e-6
 SMALL = 64
 CALLS, ROWS = 10, (1, 256)
-_STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _MOST_LOAD = 0.5  # one-minute load per core above which an absolute limit is not judged
 _FRESH_PROCESS = """
 import json, sys, torch
@@ -126,8 +124,8 @@ def resident(layers: Sequence[tuple[int, int, int]]) -> dict[str, Any]:
         for tiny in (_random_layer(SMALL, columns), _random_layer(rows, SMALL)):
             for tokens in ROWS:
                 tiny(torch.randn(tokens, tiny.in_features))
-    _trim()
-    before = _status_bytes("VmRSS")
+    process.trim()
+    before = process.status_bytes("VmRSS")
     model = [_random_layer(rows, columns) for rows, columns, count in layers for _ in range(count)]
     for tokens in ROWS:
         for layer in model:
@@ -136,19 +134,12 @@ def resident(layers: Sequence[tuple[int, int, int]]) -> dict[str, Any]:
                 layer(x)
     del x
     found = {"packed_bytes": sum(layer.packed_bytes for layer in model)}
-    found["resident_untrimmed_bytes"] = _status_bytes("VmRSS") - before
-    _trim()
-    found["resident_bytes"] = _status_bytes("VmRSS") - before
+    found["resident_untrimmed_bytes"] = process.status_bytes("VmRSS") - before
+    process.trim()
+    found["resident_bytes"] = process.status_bytes("VmRSS") - before
     shapes = {(one.in_features, one.out_features): one for one in model}
     found["calls"] = [_peak_of_call(one, tokens) for tokens in ROWS for one in shapes.values()]
     return found
-
-
-def _trim() -> None:
-    """Gives the allocator's free memory back to the system, where the C library can (glibc)."""
-    library = ctypes.CDLL(None)
-    if hasattr(library, "malloc_trim"):
-        library.malloc_trim(0)
 
 
 def _random_layer(rows: int, columns: int) -> QuantLinear:
@@ -163,21 +154,10 @@ def _random_layer(rows: int, columns: int) -> QuantLinear:
 def _peak_of_call(layer: QuantLinear, tokens: int) -> dict[str, int]:
     """Bytes by which one call raises the process's peak, the result's own not counted."""
     x = torch.randn(tokens, layer.in_features)
-    _trim()
-    _RESET.write_text("5")  # sets the peak to what is resident now
-    before = _status_bytes("VmHWM")
-    y = layer(x)
-    beside = _status_bytes("VmHWM") - before - y.nbytes
+    y, added = process.peak_added(lambda: layer(x))
+    beside = added - y.nbytes
     told = {"tokens": tokens, "columns": layer.in_features, "rows": layer.out_features}
     return {**told, "beside_bytes": max(0, beside), "x_bytes": x.nbytes, "y_bytes": y.nbytes}
-
-
-def _status_bytes(name: str) -> int:
-    """A memory figure of this process, from the system. Linux alone tells it."""
-    for line in _STATUS.read_text().splitlines():
-        if line.startswith(f"{name}:"):
-            return int(line.split()[1]) << 10
-    raise KernelError(f"{_STATUS} does not tell {name}")
 
 
 def call_overhead(threads: int) -> list[dict[str, Any]]:
