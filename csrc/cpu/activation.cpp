@@ -209,7 +209,7 @@ TORCHCOINFER_VARIANTS(decode,
 
 template <typename Function>
 Function* pick(Isa isa, Function* scalar, Function* avx2, Function* avx512) {
-  return isa == Isa::avx512 ? avx512 : isa == Isa::avx2 ? avx2 : scalar;
+  return has_avx512(isa) ? avx512 : isa == Isa::avx2 ? avx2 : scalar;
 }
 
 }  // namespace

@@ -86,7 +86,7 @@ TORCHCOINFER_NARROW(coded)
 using Row = void (*)(const NarrowRow&, float*, float*);
 
 Row row_kernel(Isa isa, bool codes) {
-  if (isa != Isa::scalar) return codes ? coded_avx2 : weight_only_avx2;
+  if (isa == Isa::avx2) return codes ? coded_avx2 : weight_only_avx2;
   return codes ? coded_scalar : weight_only_scalar;
 }
 

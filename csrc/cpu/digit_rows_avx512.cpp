@@ -4,6 +4,7 @@
 
 #if TORCHCOINFER_X86
 
+#include <algorithm>
 #include <cstring>
 
 #include "cpu/decode_avx512.h"
@@ -49,13 +50,18 @@ TORCHCOINFER_AVX512_INLINE Extent extent(const SourceRows& x, int64_t row, int64
           _mm512_reduce_add_ps(_mm512_add_ps(poison[0], poison[1]))};
 }
 
-// Where the digits of one row go: lane i of a digit at lanes[i * lane_step].
+// Where the digits of one row go, four columns a lane: those of columns [unit * i, unit * (i + 1)) of digit d begin at
+// lanes[i * unit_step + d * digit_step] and lie lane_step apart; where that is 1, units are filled up with zeros.
 struct RowTarget {
   int32_t* lanes;
   int32_t* starts;
   float* scales;
+  int64_t unit;
+  int64_t unit_step;
+  int64_t digit_step;
   int64_t lane_step;
-  int64_t scale_step;
+  int64_t start_step;  // of segments
+  int64_t scale_step;  // of segments
   int factor;
 };
 
@@ -89,13 +95,13 @@ TORCHCOINFER_AVX512_INLINE void put_segment(const SourceRows& x, int64_t row, in
       if (DIGITS == 1) scaled = _mm512_min_ps(_mm512_max_ps(scaled, bottom), top);
       integers[i] = _mm512_cvtps_epi32(scaled);
     }
-    const int64_t count = end - k < STEP ? (end - k) / 4 : STEP / 4;
+    const int64_t count = std::clamp(end - k, out.unit, int64_t{STEP}) / 4;
     const __mmask16 mask = static_cast<__mmask16>((1u << count) - 1);
 #pragma GCC unroll 3
     for (int d = DIGITS - 1; d >= 0; --d) {
       const __m512i lanes = low_bytes(integers);
       sums[d] = _mm512_dpbusd_epi32(sums[d], bytes_of(1), lanes);
-      int32_t* place = out.lanes + k / 4 * out.lane_step + d;
+      int32_t* place = out.lanes + k / out.unit * out.unit_step + d * out.digit_step;
       if (out.lane_step == 1)
         _mm512_mask_storeu_epi32(place, mask, lanes);
       else
@@ -107,7 +113,7 @@ TORCHCOINFER_AVX512_INLINE void put_segment(const SourceRows& x, int64_t row, in
     }
   }
   for (int d = 0; d < DIGITS; ++d)
-    out.starts[segment * out.lane_step + d] = -out.factor * _mm512_reduce_add_epi32(sums[d]);
+    out.starts[segment * out.start_step + d] = -out.factor * _mm512_reduce_add_epi32(sums[d]);
 }
 
 // int8 activations: scale = absmax / 127, code = rint(x * (127 / absmax)).
@@ -152,20 +158,41 @@ PutRow put_row(int digits) {
   return digits == 1 ? put_codes<DTYPE> : put_fixed<DTYPE>;
 }
 
+PutRow put_row(Dtype dtype, int digits) {
+  if (dtype == Dtype::float32) return put_row<Dtype::float32>(digits);
+  return dtype == Dtype::float16 ? put_row<Dtype::float16>(digits) : put_row<Dtype::bfloat16>(digits);
+}
+
 }  // namespace
 
 void digit_rows(const SourceRows& x, int64_t row, const DigitTiles& tiles, const Segments& segments, int digits,
                 int factor, const DigitTarget& out, int64_t begin, int64_t end) {
-  const PutRow put = x.dtype == Dtype::float32   ? put_row<Dtype::float32>(digits)
-                     : x.dtype == Dtype::float16 ? put_row<Dtype::float16>(digits)
-                                                 : put_row<Dtype::bfloat16>(digits);
+  const PutRow put = put_row(x.dtype, digits);
   const int64_t row_lanes = segments.tiles * QUADS * digits, scales_each = digits == 1 ? 1 : segments.count;
   for (int64_t tile = begin; tile < end; ++tile) {
     const int64_t first = tiles.begin(tile), height = tiles.begin(tile + 1) - first;
     for (int64_t m = 0; m < height; ++m)
       put(x, row + first + m, segments,
           {out.lanes + first * row_lanes + m * digits, out.starts + first * segments.count * digits + m * digits,
-           out.scales + first * scales_each + m, height * digits, height, factor});
+           out.scales + first * scales_each + m, 4, height * digits, 1, height * digits, height * digits, height, factor});
+  }
+}
+
+void digit_slabs(const SourceRows& x, const Slabs& slabs, const Segments& segments, int factor, const DigitTarget& out,
+                 int64_t begin, int64_t end) {
+  const PutRow put = put_row(x.dtype, slabs.digits);
+  const int64_t plane_lanes = slabs.height * slabs.unit_k / 4, row_lanes = slabs.unit_k / 4, wide = slabs.slab_rows();
+  const int64_t scales_each = slabs.digits == 1 ? 1 : segments.count;
+  for (int64_t slab = begin; slab < end; ++slab) {
+    int32_t* lanes = out.lanes + slab * slabs.slab_lanes();
+    int32_t* starts = out.starts + slab * segments.count * wide * slabs.digits;
+    float* scales = out.scales + slab * scales_each * wide;
+    const int64_t first = slab * wide, rows = std::min(wide, slabs.rows - first);
+    if (rows < wide) std::memset(lanes, 0, slabs.slab_lanes() * sizeof *lanes);
+    for (int64_t m = 0; m < rows; ++m)
+      put(x, first + m, segments,
+          {lanes + m / slabs.height * plane_lanes + m % slabs.height * row_lanes, starts + m * slabs.digits, scales + m,
+           slabs.unit_k, slabs.planes * plane_lanes, plane_lanes, 1, wide * slabs.digits, wide, factor});
   }
 }
 

@@ -23,7 +23,7 @@ class Digits {
  public:
   Digits(const LinearCall& call, const ParallelFor& parallel)
       : segments_(call.weight.K, call.weight.group_size),
-        digits_(call.activation_bits == 8 ? 1 : call.x.dtype == Dtype::float32 ? 3 : 2),
+        digits_(digit_count(call)),
         row_lanes_(segments_.tiles * (TILE_K / 4) * digits_),
         each_(part_rows(call.rows)),
         lanes_(call.rows * row_lanes_),

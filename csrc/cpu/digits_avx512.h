@@ -50,6 +50,48 @@ struct DigitTarget {
 void digit_rows(const SourceRows& x, int64_t row, const DigitTiles& tiles, const Segments& segments, int digits,
                 int factor, const DigitTarget& out, int64_t begin, int64_t end);
 
+// Rows of x as slabs for the tiles of AMX: `planes` tiles of `height` rows, which are the digits of the same rows, or
+// of one digit further rows. `unit_k` columns are a tile's 64 bytes a row, or 32 where segments are that short. Slab by
+// slab:
+//   lanes   [units][planes][height][unit_k / 4], missing rows of the last slab 0
+//   starts  [S][slab rows][digits]
+//   scales  one digit: [slab rows]; else [S][slab rows]
+struct Slabs {
+  static constexpr int64_t MOST_HEIGHT = 16;
+  int64_t rows;
+  int digits;
+  int64_t unit_k;
+  int64_t units;
+  int64_t planes;
+  int64_t count;
+  int64_t height;
+
+  Slabs(int64_t rows, int digits, const Segments& segments)
+      : rows(rows),
+        digits(digits),
+        unit_k(segments.tiles_each == 1 ? TILE_K : 2 * TILE_K),
+        units(ceil_div(segments.tiles * TILE_K, unit_k)),
+        planes(digits > 1 ? digits : rows > MOST_HEIGHT ? 2 : 1),
+        count(ceil_div(rows, MOST_HEIGHT * row_planes())),
+        height(ceil_div(rows, count * row_planes())) {}
+  int64_t row_planes() const {
+    return digits > 1 ? 1 : planes;
+  }
+  int64_t slab_rows() const {
+    return height * row_planes();
+  }
+  int64_t slab_lanes() const {
+    return units * planes * height * (unit_k / 4);
+  }
+};
+void digit_slabs(const SourceRows& x, const Slabs& slabs, const Segments& segments, int factor, const DigitTarget& out,
+                 int64_t begin, int64_t end);
+
+// How many digits the rows of a call take.
+inline int digit_count(const LinearCall& call) {
+  return call.activation_bits == 8 ? 1 : call.x.dtype == Dtype::float32 ? 3 : 2;
+}
+
 // One row tile: weights are decoded in registers. n-blocks [begin, end).
 void gemv_digits(const QuantMatrix& w, const DigitRows& x, const Output& out, int64_t begin, int64_t end);
 

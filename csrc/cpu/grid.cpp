@@ -120,6 +120,7 @@ TORCHCOINFER_AVX2 void search_avx2(const GridSearch& search, int64_t begin, int6
 
 void search_grid(const GridSearch& search, Isa isa, int64_t begin, int64_t end, float* scales, float* zeros) {
   switch (isa) {
+    case Isa::amx:
     case Isa::avx512:
       return search_avx512(search, begin, end, scales, zeros);
     case Isa::avx2:

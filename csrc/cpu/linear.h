@@ -92,5 +92,7 @@ TORCHCOINFER_LINEAR_KERNEL(linear_float_scalar, FloatRows);
 TORCHCOINFER_LINEAR_KERNEL(linear_codes_scalar, CodeRows);
 TORCHCOINFER_LINEAR_KERNEL(linear_float_avx2, FloatRows);
 TORCHCOINFER_LINEAR_KERNEL(linear_codes_avx2, CodeRows);
+TORCHCOINFER_LINEAR_KERNEL(linear_float_neon, FloatRows);
+TORCHCOINFER_LINEAR_KERNEL(linear_codes_neon, CodeRows);
 
 }  // namespace torchcoinfer

@@ -59,7 +59,7 @@ void run_conv2d(const ConvCall& call, const ParallelFor& parallel) {
   const int64_t pixels = s.pixels(), columns = s.columns(), group_out = s.out_channels / s.groups;
   if (s.batch * pixels * s.out_channels == 0) return;
 #if TORCHCOINFER_X86
-  if (call.isa == Isa::avx512)
+  if (has_avx512(call.isa))
     return is_narrow(s) ? avx512::run_conv2d_narrow(call, parallel) : avx512::run_conv2d_panels(call, parallel);
 #endif
   if (is_narrow(s)) return run_conv2d_narrow(call, parallel);

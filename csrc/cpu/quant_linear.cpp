@@ -4,6 +4,8 @@
 
 #include "cpu/buffer.h"
 #include "cpu/digits_avx512.h"
+#include "cpu/digits_neon.h"
+#include "cpu/linear_amx.h"
 
 namespace torchcoinfer {
 namespace {
@@ -22,6 +24,9 @@ Kernel<FloatRows> float_kernel(Isa isa) {
 #if TORCHCOINFER_X86
   if (isa == Isa::avx2) return linear_float_avx2;
 #endif
+#if TORCHCOINFER_ARM
+  if (isa == Isa::neon) return linear_float_neon;
+#endif
   (void)isa;
   return linear_float_scalar;
 }
@@ -29,6 +34,9 @@ Kernel<FloatRows> float_kernel(Isa isa) {
 Kernel<CodeRows> code_kernel(Isa isa) {
 #if TORCHCOINFER_X86
   if (isa == Isa::avx2) return linear_codes_avx2;
+#endif
+#if TORCHCOINFER_ARM
+  if (isa == Isa::neon) return linear_codes_neon;
 #endif
   (void)isa;
   return linear_codes_scalar;
@@ -88,7 +96,11 @@ void run_tasks(const LinearCall& call, const Rows& x, Kernel<Rows> kernel, const
 void run_linear(const LinearCall& call, const ParallelFor& parallel) {
   if (call.rows == 0 || call.out.first >= call.out.last) return;
 #if TORCHCOINFER_X86
-  if (call.isa == Isa::avx512) return avx512::run_linear(call, parallel);
+  if (call.isa == Isa::amx && amx::serves(call)) return amx::run_linear(call, parallel);
+  if (has_avx512(call.isa)) return avx512::run_linear(call, parallel);
+#endif
+#if TORCHCOINFER_ARM
+  if (call.isa == Isa::neon && arm_level() >= ArmLevel::dotprod) return neon::run_linear(call, parallel);
 #endif
   const Segments segments(call.weight.K, call.weight.group_size);
   const int64_t rows = call.rows, stride = segments.tiles * TILE_K;

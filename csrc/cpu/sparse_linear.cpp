@@ -122,7 +122,7 @@ bool multiply_codes(const SparseCall& call, const ParallelFor& parallel) {
 
 bool run_sparse_linear(const SparseCall& call, const ParallelFor& parallel) {
   if (call.rows == 0 || call.weight.N == 0) return true;
-  [[maybe_unused]] const bool wide = TORCHCOINFER_X86 && call.isa == Isa::avx512;
+  [[maybe_unused]] const bool wide = TORCHCOINFER_X86 && has_avx512(call.isa);
 #if TORCHCOINFER_X86
   if (wide && avx512::are_few_codes(call)) return avx512::multiply_few_codes(call, parallel);
   if (wide && !call.weight.bits && call.x.dtype == Dtype::bfloat16) return avx512::multiply_pairs(call, parallel);

@@ -40,7 +40,7 @@ extern const Spread SPREAD_AVX512;
 
 inline const Spread& spread_of(Isa isa) {
 #if TORCHCOINFER_X86
-  if (isa == Isa::avx512) return SPREAD_AVX512;
+  if (has_avx512(isa)) return SPREAD_AVX512;
   if (isa == Isa::avx2) return SPREAD_AVX2;
 #endif
   (void)isa;

@@ -1,5 +1,5 @@
 // Random calls of every CPU kernel family in exactly sized heap buffers: to be built with -fsanitize=address,undefined
-// (tests/csrc/test_random_shapes.py does), so that one access out of bounds ends the program. Compares every path with
+// (tests/csrc/test_sanitize.py does), so that one access out of bounds ends the program. Compares every path with
 // the scalar one. Arguments: cases, first seed. Prints the number of cases, or those that differ.
 
 #include <algorithm>
@@ -28,7 +28,7 @@ constexpr int BITS[] = {2, 3, 4, 5, 6, 8};
 constexpr int64_t GROUP_SIZES[] = {0, 32, 64, 128};
 constexpr Dtype DTYPES[] = {Dtype::float32, Dtype::float16, Dtype::bfloat16};
 constexpr int64_t KEPT_PERCENT[] = {0, 3, 20, 50, 90, 100};
-constexpr Isa ISAS[] = {Isa::scalar, Isa::avx2, Isa::avx512};
+constexpr Isa ISAS[] = {Isa::scalar, Isa::neon, Isa::avx2, Isa::avx512, Isa::amx};
 // largest |x| and scale; with the code's range and sqrt(K) they bound what a sum may be off by rounding
 constexpr float X_TOP = 4, SCALE_TOP = 1;
 

@@ -1,5 +1,5 @@
 // Walks every dense kernel over odd shapes, formats and paths in exactly sized heap buffers: to be built with
-// -fsanitize=address,undefined (tests/csrc/test_sanitize.py does), and for other machines, under qemu.
+// -fsanitize=address,undefined (tests/csrc/test_sanitize.py does), and for other machines, under qemu-user.
 // Compares every path with the scalar one. Prints the number of cases, or the first that differs.
 
 #include <algorithm>
@@ -66,6 +66,7 @@ float difference(const char* a, const char* b, int64_t count, Dtype dtype) {
 
 constexpr Dtype DTYPES[] = {Dtype::float32, Dtype::float16, Dtype::bfloat16};
 constexpr int BITS[] = {2, 3, 4, 5, 6, 8};
+constexpr Isa ISAS[] = {Isa::scalar, Isa::neon, Isa::avx2, Isa::avx512, Isa::amx};
 int cases = 0, wrong = 0;
 
 void judge(const char* what, Isa isa, int bits, int64_t group_size, Dtype dtype, float error) {
@@ -77,12 +78,12 @@ void judge(const char* what, Isa isa, int bits, int64_t group_size, Dtype dtype,
 }
 
 void linear(int bits, int64_t group_size, bool symmetric, Dtype dtype, int activation_bits) {
-  for (int64_t M : {1, 3, 4, 5, 13}) {
+  for (int64_t M : {1, 3, 4, 5, 13, 34}) {
     const int64_t N = 37, K = M % 2 ? 75 : 160;
     const Packed weight(bits, group_size, symmetric, N, K);
     const auto x = random_floats(M * K, dtype), bias = random_floats(N, Dtype::float32);
     std::unique_ptr<char[]> truth;
-    for (Isa isa : {Isa::scalar, Isa::avx2, Isa::avx512}) {
+    for (Isa isa : ISAS) {
       if (!isa_available(isa)) continue;
       auto y = exact<char>(M * N * dtype_bytes(dtype));
       const float* bias_values = reinterpret_cast<const float*>(bias.get());
@@ -102,7 +103,7 @@ void convolution(int bits, int64_t group_size, Dtype dtype, int activation_bits,
   const int64_t size = s.batch * s.channels * s.height * s.width, out_size = s.batch * s.out_channels * s.pixels();
   const auto x = random_floats(size, dtype);
   std::unique_ptr<char[]> truth;
-  for (Isa isa : {Isa::scalar, Isa::avx2, Isa::avx512}) {
+  for (Isa isa : ISAS) {
     if (!isa_available(isa)) continue;
     auto y = exact<char>(out_size * dtype_bytes(dtype));
     run_conv2d({weight.matrix, s, x.get(), {s.channels * s.height * s.width, s.height * s.width, s.width, 1}, dtype,

@@ -8,7 +8,7 @@ from torchcoinfer.ops.library import has_kernels, implement
 
 
 def cpu_isa() -> str:
-    """The path that runs now: "scalar", "avx2" or "avx512"; "reference" without the compiled kernels.
+    """The path that runs now: "scalar", "neon", "avx2", "avx512" or "amx"; "reference" without the kernels.
 
     ``TORCHCOINFER_ISA`` forces one; a name this machine lacks raises RuntimeError.
     """
