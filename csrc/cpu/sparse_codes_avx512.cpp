@@ -15,7 +15,8 @@
 namespace torchcoinfer::avx512 {
 namespace {
 
-constexpr int UNROLL = 4;  // groups
+constexpr int UNROLL = 4;            // groups
+constexpr int MOST_PAIRED_BITS = 6;  // code minus zero point is an int8
 
 int digit_count(const SparseCall& call) {
   return call.activation_bits == 8 ? 1 : call.x.dtype == Dtype::float32 ? 3 : 2;
@@ -115,6 +116,7 @@ bool multiply_few_codes(const SparseCall& call, const ParallelFor& parallel) {
   digit_rows(call.x, 0, DigitTiles(call.rows, digits), segments, digits, w.zeros ? 1 : implicit_zero(w.bits),
              {lanes.get(), starts.get(), scales.get()}, 0, 1);
   const DigitRows x{lanes.get(), starts.get(), scales.get(), call.rows, row_lanes, segments.count, digits};
+  if (sparse.paired && w.bits <= MOST_PAIRED_BITS) return multiply_few_paired(call, w, x, parallel);
   const Kernel kernel = kernel_of(x);
   const int64_t blocks = ceil_div(w.N, BLOCK_N), work = BLOCK_N * (w.K + 1) * (call.rows + 1);
   std::atomic<bool> sound{true};

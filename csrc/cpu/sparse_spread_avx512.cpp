@@ -4,7 +4,7 @@
 
 #if TORCHCOINFER_X86
 
-#include "cpu/decode_avx512.h"
+#include "cpu/sparse_chunk_avx512.h"
 
 namespace torchcoinfer {
 namespace {
@@ -33,36 +33,12 @@ TORCHCOINFER_AVX512 void masks(const uint8_t* index, int64_t words, uint64_t* ma
   }
 }
 
-// The fields of one plane of a chunk, at the lowest bits of each byte. P 4: 32 bytes twice; 2: 16 bytes four times, ...
-template <int P>
-TORCHCOINFER_AVX512_INLINE __m512i plane_fields(const uint8_t* bytes) {
-  const __m512i mask = avx512::bytes_of((1 << P) - 1);
-  if constexpr (P == 8) return avx512::load_vector(bytes);
-  if constexpr (P == 4) {
-    const __m512i twice = _mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes)));
-    return _mm512_and_si512(_mm512_srlv_epi64(twice, _mm512_setr_epi64(0, 0, 0, 0, 4, 4, 4, 4)), mask);
-  }
-  if constexpr (P == 2) {
-    const __m512i four = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes)));
-    return _mm512_and_si512(_mm512_srlv_epi64(four, _mm512_setr_epi64(0, 0, 2, 2, 4, 4, 6, 6)), mask);
-  }
-  long long eight;
-  __builtin_memcpy(&eight, bytes, sizeof eight);
-  return _mm512_and_si512(_mm512_srlv_epi64(_mm512_set1_epi64(eight), _mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7)),
-                          mask);
-}
-
 template <int BITS>
 TORCHCOINFER_AVX512 void unpack_bits(const uint8_t* chunks, int64_t count, int shift, uint8_t* codes) {
-  constexpr Plane low = plane(BITS, 0);
   const __m512i moved = avx512::bytes_of(shift);
   for (int64_t c = 0; c < count; ++c, chunks += chunk_bytes(BITS), codes += CHUNK) {
-    __m512i code = plane_fields<low.bits>(chunks);
+    const __m512i code = avx512::chunk_codes<BITS>(chunks);
     _mm_prefetch(reinterpret_cast<const char*>(chunks) + AHEAD_BYTES, _MM_HINT_T0);
-    if constexpr (plane_count(BITS) == 2) {
-      constexpr Plane high = plane(BITS, 1);
-      code = _mm512_or_si512(code, _mm512_slli_epi16(plane_fields<high.bits>(chunks + 8 * high.shift), high.shift));
-    }
     _mm512_storeu_si512(codes, _mm512_add_epi8(code, moved));
   }
 }
