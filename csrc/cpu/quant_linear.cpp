@@ -5,6 +5,7 @@
 #include "cpu/buffer.h"
 #include "cpu/digits_avx512.h"
 #include "cpu/digits_neon.h"
+#include "cpu/gemv_avx2.h"
 #include "cpu/linear_amx.h"
 
 namespace torchcoinfer {
@@ -98,6 +99,7 @@ void run_linear(const LinearCall& call, const ParallelFor& parallel) {
 #if TORCHCOINFER_X86
   if (call.isa == Isa::amx && amx::serves(call)) return amx::run_linear(call, parallel);
   if (has_avx512(call.isa)) return avx512::run_linear(call, parallel);
+  if (call.isa == Isa::avx2 && avx2::are_few(call)) return avx2::run_few(call, parallel);
 #endif
 #if TORCHCOINFER_ARM
   if (call.isa == Isa::neon && arm_level() >= ArmLevel::dotprod) return neon::run_linear(call, parallel);

@@ -1,4 +1,4 @@
-"""Builds the kernels with sanitizers (the tiles of AMX in plain C++: tile_model.h) and for aarch64; runs them.
+"""Builds the kernels with sanitizers (AMX tiles in plain C++: tile_model.h) and for aarch64, and runs them.
 
 linear_truth.cpp   linear calls against float64, int8 activations exactly
 sanitize.cpp       dense ops of odd shapes, every path against the scalar one
