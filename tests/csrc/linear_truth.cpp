@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <cstring>
 #include <memory>
 #include <random>
 #include <string>
@@ -127,10 +128,10 @@ Truth truth(const Weight& w, const std::vector<double>& x, const float* bias, Dt
 
 int cases = 0, wrong = 0;
 
-void run(Isa isa, const Weight& w, const char* x, Dtype dtype, int64_t first, int64_t rows, int activation_bits,
+std::unique_ptr<char[]> run(Isa isa, const Weight& w, const char* x, Dtype dtype, int64_t first, int64_t rows, int activation_bits,
          const float* bias, const std::function<bool(const char*, int64_t, int64_t)>& holds) {
   const int64_t N = w.matrix.N, K = w.matrix.K;
-  const auto y = exact<char>(rows * N * dtype_bytes(dtype));
+  auto y = exact<char>(rows * N * dtype_bytes(dtype));
   run_linear({w.matrix, {x + first * K * dtype_bytes(dtype), dtype, K, K}, rows, activation_bits,
               {y.get(), dtype, N, 1, 0, N, bias}, isa},
              IN_THREES);
@@ -142,15 +143,26 @@ void run(Isa isa, const Weight& w, const char* x, Dtype dtype, int64_t first, in
                 static_cast<int>(rows), static_cast<int>(N), static_cast<int>(K), w.matrix.bits,
                 static_cast<int>(w.matrix.group_size), w.zeros ? "asymmetric" : "symmetric", static_cast<int>(dtype),
                 activation_bits, static_cast<int>(i), static_cast<double>(load_float(y.get(), dtype, i)));
-    return;
+    break;
   }
+  return y;
 }
 
+// Every path; those of AVX-512 and AMX, which multiply the same digits, must agree bit for bit.
 void run_paths(const Weight& w, const char* x, Dtype dtype, int activation_bits, const float* bias,
                const std::function<bool(const char*, int64_t, int64_t)>& holds) {
-  for (Isa isa : ISA_ORDER)
-    for (int64_t rows : ROWS)
-      if (isa_available(isa)) run(isa, w, x, dtype, rows % 2 ? 0 : MOST_ROWS - rows, rows, activation_bits, bias, holds);
+  for (int64_t rows : ROWS) {
+    std::unique_ptr<char[]> tiles;
+    for (Isa isa : ISA_ORDER) {
+      if (!isa_available(isa)) continue;
+      auto y = run(isa, w, x, dtype, rows % 2 ? 0 : MOST_ROWS - rows, rows, activation_bits, bias, holds);
+      if (isa == Isa::amx) tiles = std::move(y);
+      if (isa != Isa::avx512 || !tiles) continue;
+      if (std::memcmp(y.get(), tiles.get(), static_cast<size_t>(rows * w.matrix.N * dtype_bytes(dtype))) == 0) continue;
+      ++wrong;
+      std::printf("amx and avx512 differ: M %d bits %d\n", static_cast<int>(rows), w.matrix.bits);
+    }
+  }
 }
 
 std::unique_ptr<char[]> random_floats(int64_t count, Dtype dtype) {
