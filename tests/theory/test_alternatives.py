@@ -60,7 +60,7 @@ def test_the_band_is_where_the_plan_keeps_its_rows_and_no_stored_one_beats_it(se
         keeps = all(rows[name] <= limit * (1 + 1e-9) for name, limit in limits.items())
         best = np.inf
         for pair, cut in enumerate(table.pair_cut):
-            totals = fronts.totals[fronts.cuts == cut]
+            totals = fronts.totals[cut]
             values = totals @ table.rows[pair].T + table.constant[pair]
             fits = np.all([values[:, ROWS.index(n)] <= v for n, v in limits.items()], axis=0)
             if harmless:

@@ -165,10 +165,9 @@ class _Sweep:
         if low > 0.0:
             return low
         r = ROWS.index(self.axis)
-        cuts, totals = self.fronts.cuts, self.fronts.totals
         found = [
-            (totals[cuts == self.table.pair_cut[p]] @ self.table.rows[p, r] + self.table.constant[p, r])
-            for p in range(len(self.table.pair_cut))
+            self.fronts.totals[cut] @ self.table.rows[p, r] + self.table.constant[p, r]
+            for p, cut in enumerate(self.table.pair_cut)
         ]
         positive = np.concatenate(found)
         positive = positive[(positive > 1e-6 * high) & (positive < high)]

@@ -102,8 +102,7 @@ def _band(fronts: Fronts, plan: Solution) -> _Band:
     first, why_first = 0.0, None
     share = 1.0 - problem.search.gap - MARGIN
     for pair, cut in enumerate(table.pair_cut.tolist()):
-        totals = fronts.totals[np.searchsorted(fronts.cuts, cut) : np.searchsorted(fronts.cuts, cut, "right")]
-        low, high = _better(lines(pair, totals), (at_zero, slope), (index, bound, o), share)
+        low, high = _better(lines(pair, fronts.totals[cut]), (at_zero, slope), (index, bound, o), share)
         before, after = high[(high < 1.0) & (low < high)], low[(low > 1.0) & (low < high)]
         if len(before) and before.max() > first:
             first, why_first = float(before.max()), f"a plan at cut {table.cuts[cut].name!r} is better"

@@ -107,8 +107,7 @@ def chosen_totals(table: Table, pairs: np.ndarray, items: np.ndarray) -> np.ndar
 
 def relax_states(knapsacks: Knapsacks) -> Knapsacks:
     """One knapsack a cut, with the least of all states in every coefficient and constant: a lower bound of
-    each
-    of them (all base quantities are at least 0), and its plans are often feasible in one of them."""
+    each of them (all base quantities are at least 0), and its plans are often feasible in one of them."""
     table = knapsacks.table
     cuts, first = np.unique(table.pair_cut, return_index=True)
 

@@ -53,7 +53,8 @@ class Fronts:
         rows: further rows that later budgets may limit.
 
     Attributes:
-        table: the problem as arrays. cuts [n], items [n, G], totals [n, BASE]: the stored choices, by cut.
+        table: the problem as arrays.
+        items, totals: per cut, the stored choices [n, G] and their sums of base quantities [n, BASE].
     """
 
     def __init__(self, problem: Problem, seed: int = 0, rows: Iterable[str] = ()):
@@ -61,10 +62,10 @@ class Fronts:
         self.table = make_table(problem, {*problem.budget.rows(), self.objective, *rows})
         papers = problem.search.mode == "analytic"
         tables = uniform_tables(self.table) if papers else [self.table]
-        both = np.concatenate([self._sample(own, seed) for own in tables])
-        both = both[np.argsort(both[:, 0], kind="stable")]
-        self.cuts, self.items = both[:, 0], both[:, 1:]
-        self.totals = self._totals(self.cuts, self.items)
+        empty = (np.empty((0, self.table.base.shape[1]), dtype=np.int64), np.empty((0, len(BASE))))
+        self.items, self.totals = ([part] * len(self.table.cuts) for part in empty)
+        for own in tables:
+            self.add(*self._sample(own, seed))
         relaxed = relax_states(self._knapsacks(self.table, problem.budget.rows()))
         state = DualState.start(relaxed, Incumbent())
         bound_pairs(relaxed, state, 0.0, np.arange(len(relaxed.members)))
@@ -76,15 +77,13 @@ class Fronts:
         if not papers:
             self._add_exchanged(relaxed)
 
-    def _totals(self, cuts: np.ndarray, items: np.ndarray) -> np.ndarray:
-        return chosen_totals(replace(self.table, pair_cut=cuts), np.arange(len(cuts)), items)
-
     def add(self, cuts: np.ndarray, items: np.ndarray) -> None:
         """Stores more choices. cuts [m], items [m, G]."""
-        order = np.argsort(np.concatenate([self.cuts, cuts]), kind="stable")
-        self.totals = np.concatenate([self.totals, self._totals(cuts, items)])[order]
-        self.items = np.concatenate([self.items, items])[order]
-        self.cuts = np.concatenate([self.cuts, cuts])[order]
+        totals = chosen_totals(replace(self.table, pair_cut=cuts), np.arange(len(cuts)), items)
+        for cut in np.unique(cuts):
+            own = cuts == cut
+            self.items[cut] = np.concatenate([self.items[cut], items[own]])
+            self.totals[cut] = np.concatenate([self.totals[cut], totals[own]])
 
     def _add_exchanged(self, relaxed: Knapsacks) -> None:
         """Per cut the plan that exchanges reach from its Lagrangian choice: near this budget's optimum."""
@@ -100,8 +99,8 @@ class Fronts:
     def _knapsacks(self, table: Table, rows: Mapping[str, float]) -> Knapsacks:
         return make_knapsacks(table, self.objective, tightest(rows, ceilings(table.problem, table)))
 
-    def _sample(self, table: Table, seed: int) -> np.ndarray:
-        """[n, 1 + G] cut and items of choices: least distortion plus priced resources, for many prices."""
+    def _sample(self, table: Table, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """Cuts [n] and items [n, G] of choices: least distortion plus priced resources, for many prices."""
         rng = np.random.default_rng(seed)
         resources = [DC, DS, SC, SS, DB, SB, WIRE]
         mixtures = np.concatenate([np.eye(len(resources)), np.ones((1, len(resources)))])
@@ -112,14 +111,14 @@ class Fronts:
         steps = 10.0 ** np.linspace(-8, 2, MAGNITUDES)
         prices[:, resources] = (steps[:, None, None] * (mixtures * scale)[None]).reshape(-1, len(resources))
         prices[:, E] = 1.0
-        found = []
+        cuts, found = [], []
         for cut in range(len(table.cuts)):
             own, every = replace(table, pair_cut=np.full(len(prices), cut)), np.arange(len(prices))
             items = minimize_items(own, every, prices)[1]
             first = np.unique(chosen_totals(own, every, items), axis=0, return_index=True)[1]
-            items = items[np.sort(first)]
-            found.append(np.concatenate([np.full((len(items), 1), cut), items], axis=1))
-        return np.concatenate(found)
+            found.append(items[np.sort(first)])
+            cuts.append(np.full(len(first), cut))
+        return np.concatenate(cuts), np.concatenate(found)
 
     def replan(
         self,
@@ -160,14 +159,15 @@ class Fronts:
         """
         real, incumbent = self._knapsacks(table, limits), Incumbent()
         relaxed = relax_states(real)
-        self._offer_stored(real, relaxed, incumbent)
-        best = None
+        stored, best = self._stored(real, relaxed), None
+        self._offer_stored(real, stored, incumbent)
         if incumbent.items is not None:
             outer = DualState.start(relaxed, incumbent)
             outer.multipliers[:] = self.multipliers if self.names == real.names else 0.0
-            everywhere = np.arange(len(relaxed.members))
-            there = possible_pairs(relaxed, everywhere)
-            outer.bound[np.setdiff1d(everywhere, there)] = np.inf
+            # where a stored choice fits, the cut is possible: nothing has to be computed to know that
+            fits = np.isfinite([cost for cost, _, _ in stored])
+            there = np.union1d(np.flatnonzero(fits), possible_pairs(relaxed, np.flatnonzero(~fits)))
+            outer.bound[np.setdiff1d(np.arange(len(stored)), there)] = np.inf
             subgradient(relaxed, outer, there, self.problem.search.gap, REPLAN_STEPS)
             cut = int(outer.bound.argmin())
             if outer.bound[cut] < incumbent.target(self.problem.search.gap):
@@ -190,37 +190,36 @@ class Fronts:
     def best_of_cuts(self, table: Table, limits: Mapping[str, float]) -> dict[int, Solution]:
         """Cut -> its best stored choice within ``limits``, where it has one."""
         real, found = self._knapsacks(table, limits), {}
-        for cost, pair, stored in self._stored(real, relax_states(real)):
+        for cut, (cost, pair, k) in enumerate(self._stored(real, relax_states(real))):
             if np.isfinite(cost):
-                rows = table.evaluate(pair, self.items[stored])
-                cut = int(table.pair_cut[pair])
-                found[cut] = Solution(pair, self.items[stored], rows[self.objective], 0.0, rows, 1)
+                items = self.items[cut][k]
+                rows = table.evaluate(pair, items)
+                found[cut] = Solution(pair, items, rows[self.objective], 0.0, rows, 1)
         return found
 
     def _stored(self, real: Knapsacks, relaxed: Knapsacks) -> list[tuple[float, int, int]]:
-        """Per cut: the least objective of its stored choices in all states, the pair, the choice; best
-        first."""
-        table = real.table
-        first = np.searchsorted(self.cuts, np.arange(len(table.cuts)))
-        last = np.searchsorted(self.cuts, np.arange(len(table.cuts)), side="right")
+        """Per cut: the least objective of its stored choices in all states, the pair, and which of the
+        choices. An infinite one: none fits."""
         best: list[tuple[float, int, int]] = []
-        for cut, pairs in enumerate(relaxed.members):
-            totals = self.totals[first[cut] : last[cut]]
+        for totals, pairs in zip(self.totals, relaxed.members, strict=True):
             used = np.einsum("nk,prk->npr", totals, real.rows[pairs])
             costs = totals @ real.objective[pairs].T + real.objective_constant[pairs]
             costs[(used > real.slack[pairs]).any(axis=2)] = np.inf
             k, p = np.unravel_index(costs.argmin(), costs.shape)
-            best.append((float(costs[k, p]), int(pairs[p]), int(first[cut] + k)))
-        return sorted(best)
+            best.append((float(costs[k, p]), int(pairs[p]), int(k)))
+        return best
 
-    def _offer_stored(self, real: Knapsacks, relaxed: Knapsacks, incumbent: Incumbent) -> None:
-        """Re-weighs all stored choices in all states, and improves the best few."""
-        for cost, pair, stored in self._stored(real, relaxed)[:TRIED]:
+    def _offer_stored(
+        self, real: Knapsacks, best: list[tuple[float, int, int]], incumbent: Incumbent
+    ) -> None:
+        """Improves the best few of the cuts' best choices."""
+        for cost, pair, k in sorted(best)[:TRIED]:
             if np.isfinite(cost):
-                objective, rows = real.pair_costs(pair, like=self.items[stored])
-                better = improve(objective, rows, real.slack[pair], self.items[stored])
+                stored = self.items[real.table.pair_cut[pair]][k]
+                objective, rows = real.pair_costs(pair, like=stored)
+                better = improve(objective, rows, real.slack[pair], stored)
                 if not offer(real, incumbent, pair, better):
-                    offer(real, incumbent, pair, self.items[stored])
+                    offer(real, incumbent, pair, stored)
 
 
 def _core(relaxed: Knapsacks, multipliers: np.ndarray, cut: int) -> np.ndarray | None:
