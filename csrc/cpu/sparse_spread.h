@@ -37,11 +37,17 @@ extern const Spread SPREAD_SCALAR;
 extern const Spread SPREAD_AVX2;
 extern const Spread SPREAD_AVX512;
 #endif
+#if TORCHCOINFER_ARM
+extern const Spread SPREAD_NEON;
+#endif
 
 inline const Spread& spread_of(Isa isa) {
 #if TORCHCOINFER_X86
   if (has_avx512(isa)) return SPREAD_AVX512;
   if (isa == Isa::avx2) return SPREAD_AVX2;
+#endif
+#if TORCHCOINFER_ARM
+  if (isa == Isa::neon) return SPREAD_NEON;
 #endif
   (void)isa;
   return SPREAD_SCALAR;
