@@ -39,6 +39,9 @@ STABLE_TORCH_LIBRARY(torchcoinfer, m) {
       "bitmap_linear(Tensor x, Tensor mask, Tensor offsets, Tensor values, Tensor? scales, Tensor? zeros, "
       "Tensor? bias, int bits, int group_size, int out_features, int activation_bits=0, int layout=0) -> Tensor");
 
+  // In place: canonical order <-> device order (layout_device.h); kind: "codes", "survivors" (bits 0: floats) or "index"
+  m.def("reorder_(Tensor(a!) buffer, str kind, int bits, bool to_device) -> ()");
+
   // Activations at the cut
   m.def(
       "encode_activation(Tensor x, int bits, str granularity, int leading_dims) -> "

@@ -14,7 +14,7 @@ __global__ void dequantize_tiles(DenseMatrix w, void* out, Element type) {
     const int64_t block = tile / tiles, row = block * BLOCK_N + n, column = tile % tiles * TILE_K + k;
     if (row >= w.N || column >= w.K) continue;
     const Grid grid = load_grid(w, block, w.group_size ? column / w.group_size : 0, n);
-    const int code = tile_code(w.packed + tile * tile_bytes(w.bits), w.bits, n, k);
+    const int code = dense_code(w, block, tiles, tile % tiles, n, k);
     store_element(grid.scale * static_cast<float>(code - grid.zero), out, type, row * w.K + column);
   }
 }

@@ -9,7 +9,7 @@ namespace torchcoinfer::cuda {
 
 enum class Element { float32, float16, bfloat16 };
 
-// One matrix in the dense format (layout.h), canonical order.
+// One matrix in the dense format (layout.h).
 struct DenseMatrix {
   const uint8_t* packed;  // [NB, KT, 64 * bits]
   const void* scales;     // [NB, G, 16] of scale_type
@@ -19,20 +19,116 @@ struct DenseMatrix {
   int64_t group_size;  // 0: the whole row
   int64_t N;
   int64_t K;
+  int layout;  // of packed: 0 canonical, 1 device order (layout_device.h)
 };
+
+// One matrix in a sparse format (layout_sparse.h). 2:4 (`paired`): index; bitmap: masks and offsets, the others nullptr.
+struct SparseMatrix {
+  bool paired;
+  const uint8_t* index;    // [NB, KT, 64]
+  const uint64_t* masks;   // [NB, KT, 8]
+  const int32_t* offsets;  // [NB + 1]
+  const void* values;      // bits 0: floats of value_type, else codes in chunks
+  int64_t chunks;          // in values
+  Element value_type;
+  int bits;              // 0: float survivors
+  const void* scales;    // [NB, G, 16] of scale_type; nullptr for float survivors
+  const uint8_t* zeros;  // [NB, G, 16]; nullptr: symmetric
+  Element scale_type;
+  int64_t group_size;  // 0: the whole row
+  int64_t N;
+  int64_t K;
+  int layout;  // of index and values in 2:4: 0 canonical, 1 device order
+};
+
+// --- packing: *flag (device memory, int32) becomes 1 where the argument is refused
+
+// codes: uint8 [N, K]; packed: [NB, KT, 64 * bits]. Flag: a code is 2^bits or more.
+const char* pack_codes(const uint8_t* codes, int bits, int64_t N, int64_t K, uint8_t* packed, int32_t* flag,
+                       void* stream);
+const char* unpack_codes(const uint8_t* packed, int bits, int64_t N, int64_t K, uint8_t* codes, void* stream);
+
+// weight: [N, K] of type; packed, scales and zeros (nullptr: symmetric) as in DenseMatrix, written whole; the rule is
+// quantize_blocks' of cpu/pack.h, bit for bit. Flag: NaN, Inf, or a scale that overflows scale_type.
+const char* quantize_pack(const void* weight, Element type, int bits, int64_t group_size, int64_t N, int64_t K,
+                          uint8_t* packed, void* scales, uint8_t* zeros, Element scale_type, int32_t* flag,
+                          void* stream);
+
+// values: [N, K] of value_bytes each (codes: 1, bits > 0), kept: one byte each. index, out: written whole. Flag: more
+// than 2 of 4 kept, or a kept code of 2^bits or more.
+const char* sparse24_pack(const void* values, int64_t value_bytes, const uint8_t* kept, int bits, int64_t N, int64_t K,
+                          uint8_t* index, void* out, int32_t* flag, void* stream);
+// masks: [NB, KT, 8]; counts: [NB], survivors of each block
+const char* bitmap_masks(const uint8_t* kept, int64_t N, int64_t K, uint64_t* masks, int64_t* counts, void* stream);
+const char* bitmap_pack(const void* values, int64_t value_bytes, int bits, int64_t N, int64_t K, const uint64_t* masks,
+                        const int32_t* offsets, int64_t chunks, void* out, int32_t* flag, void* stream);
+// dense: [N, K] of value_bytes each, kept: [N, K], both written whole. Flag: masks and survivors disagree in number.
+const char* sparse_unpack(const SparseMatrix& matrix, int64_t value_bytes, void* dense, uint8_t* kept, int32_t* flag,
+                          void* stream);
+
+// In place, from the canonical order to the device order or back.
+enum class Buffer { codes, survivors, index };
+// element_bytes: of float survivors (bits 0), otherwise ignored
+const char* reorder(uint8_t* buffer, Buffer kind, int bits, int64_t element_bytes, int64_t blocks, int64_t tiles,
+                    bool to_device, void* stream);
+
+// Copies to and from the host; waits for the stream.
+const char* read_memory(void* host, const void* device, int64_t bytes, void* stream);
+const char* write_memory(void* device, const void* host, int64_t bytes, void* stream);
+
+// --- weights
 
 // out: [N, K] of type
 const char* dequantize(const DenseMatrix& w, void* out, Element type, void* stream);
 
+// out: [count, K] of type, row indices[i] of w; rows of NaN where an index is outside [0, N).
+const char* embed(const DenseMatrix& w, const void* indices, bool wide_indices, int64_t count, void* out, Element type,
+                  void* stream);
+
+// --- linear layers
+
 // values: float [rows, KT * 32] from x [rows, K] of type, zeros beyond K.
 const char* float_rows(const void* x, Element type, int64_t rows, int64_t K, float* values, void* stream);
 
-// The same with every row rounded to symmetric int8 codes: scales [rows] = absmax / 127, values = the codes.
+// The same with every row rounded to symmetric int8 codes: scales [rows] = absmax / 127, NaN where a value is NaN or
+// infinite; values = the codes.
 const char* code_rows(const void* x, Element type, int64_t rows, int64_t K, float* values, float* scales,
                       void* stream);
 
 // y [rows, N] of type = (values W^T) * row_scales + bias. row_scales [rows] and bias [N] may be nullptr.
 const char* quant_linear(const DenseMatrix& w, const float* values, int64_t rows, const float* row_scales,
                          const float* bias, void* y, Element type, void* stream);
+const char* sparse_linear(const SparseMatrix& w, const float* values, int64_t rows, const float* row_scales,
+                          const float* bias, void* y, Element type, void* stream);
+
+struct ConvShape {
+  int64_t batch, channels, height, width;  // of x
+  int64_t out_channels, out_height, out_width;
+  int64_t kernel[2], stride[2], padding[2], dilation[2];
+  int64_t groups;
+  int64_t x_strides[4];  // element (b, c, h, w) of x at the sum of index * stride
+};
+
+// y [B, O, H', W'] of type. w: [O, (C / groups) * kh * kw]. maxima: nullptr, or float [B * H' * W', groups] of scratch:
+// patches are then rounded to int8 codes each. bias [O] may be nullptr.
+const char* quant_conv2d(const DenseMatrix& w, const ConvShape& shape, const void* x, float* maxima, const float* bias,
+                         void* y, Element type, void* stream);
+
+// --- the codec of tensors at the cut: cpu/activation.h, bit for bit
+
+// x as rows (leading dims) of n values (trailing dims); channel of value i: i % channels.
+struct CodecShape {
+  int64_t rows;
+  int64_t n;
+  int64_t channels;
+  int bits;
+  bool by_token;  // scale and low [rows], else [channels]
+};
+
+// codes: uint8 [rows, ceil(n * bits / 8)]; scale, low: as shape says
+const char* encode(const CodecShape& shape, const void* x, Element type, float* scale, float* low, uint8_t* codes,
+                   void* stream);
+const char* decode(const CodecShape& shape, const uint8_t* codes, const float* scale, const float* low, void* x,
+                   Element type, void* stream);
 
 }  // namespace torchcoinfer::cuda

@@ -1,8 +1,8 @@
-// W{2,3,4,5,6,8}A16 linear layer from the canonical layout: plain, correct, the truth for faster kernels.
+// W{2,3,4,5,6,8}A16 linear layer: plain, correct, the truth for faster kernels.
 //
 // A thread block computes one n-block (16 columns of y) for up to ROWS rows. Sixteen threads take a tile together:
-// thread j owns n = j, whose 32 codes are exactly `BITS` 32-bit words of the tile, one a plane vector. The TEAMS teams
-// of a thread block walk the tiles in turns and add up in shared memory at the end.
+// thread j owns n = j, whose 32 codes are, in the canonical order, exactly `BITS` 32-bit words of the tile, one a plane
+// vector. The TEAMS teams of a thread block walk the tiles in turns and add up in shared memory at the end.
 //
 //   tile: | vector 0: words of n = 0 .. 15 | vector 1 | ... | vector BITS - 1 |      word: 4 bytes i, fields f
 
@@ -14,8 +14,9 @@ namespace {
 constexpr int TEAMS = 16;
 constexpr int THREADS = TEAMS * BLOCK_N;
 constexpr int ROWS = 8;
+static_assert(ROWS <= TEAMS, "team m writes row m");
 
-// Code k of one row from its words of a tile.
+// Code k of one row from its words of a canonical tile.
 template <int BITS>
 __device__ __forceinline__ int word_code(const uint32_t (&words)[BITS], int k) {
   int code = 0;
@@ -30,6 +31,23 @@ __device__ __forceinline__ int word_code(const uint32_t (&words)[BITS], int k) {
   return code;
 }
 
+// The 32 codes of row n of a tile, in either layout.
+template <int BITS>
+__device__ __forceinline__ void tile_row(const DenseMatrix& w, int64_t block, int64_t tiles, int64_t t, int n,
+                                         uint8_t (&codes)[TILE_K]) {
+  if (w.layout == DEVICE_LAYOUT) {
+    for (int k = 0; k < TILE_K; ++k)
+      codes[k] = static_cast<uint8_t>(device_code(w.packed + block * tiles * tile_bytes(BITS), BITS, tiles, t, n, k));
+    return;
+  }
+  const auto* tile = reinterpret_cast<const uint32_t*>(w.packed + (block * tiles + t) * tile_bytes(BITS));
+  uint32_t words[BITS];
+#pragma unroll
+  for (int v = 0; v < BITS; ++v) words[v] = tile[v * BLOCK_N + n];
+#pragma unroll
+  for (int k = 0; k < TILE_K; ++k) codes[k] = static_cast<uint8_t>(word_code<BITS>(words, k));
+}
+
 template <int BITS>
 __global__ void __launch_bounds__(THREADS)
     linear(DenseMatrix w, const float* values, int64_t rows, const float* row_scales, const float* bias, void* y,
@@ -37,21 +55,21 @@ __global__ void __launch_bounds__(THREADS)
   __shared__ float partial[TEAMS][ROWS][BLOCK_N];
   const int team = threadIdx.x / BLOCK_N, n = threadIdx.x % BLOCK_N;
   const int64_t tiles = ceil_div(w.K, TILE_K), stride = tiles * TILE_K, block = blockIdx.x;
+  const int64_t column = block * BLOCK_N + n;
   const int64_t group_tiles = w.group_size ? w.group_size / TILE_K : tiles;
-  for (int64_t row = static_cast<int64_t>(blockIdx.y) * ROWS; row < rows; row += static_cast<int64_t>(gridDim.y) * ROWS) {
+  const int64_t step = static_cast<int64_t>(gridDim.y) * ROWS;
+  for (int64_t row = static_cast<int64_t>(blockIdx.y) * ROWS; row < rows; row += step) {
     const int count = static_cast<int>(rows - row < ROWS ? rows - row : ROWS);
     float sums[ROWS] = {};
-    for (int64_t t = team; t < tiles; t += TEAMS) {
+    for (int64_t t = team; t < tiles && column < w.N; t += TEAMS) {
       const Grid grid = load_grid(w, block, t / group_tiles, n);
-      const auto* tile = reinterpret_cast<const uint32_t*>(w.packed + (block * tiles + t) * tile_bytes(BITS));
-      uint32_t words[BITS];
-#pragma unroll
-      for (int v = 0; v < BITS; ++v) words[v] = tile[v * BLOCK_N + n];
+      uint8_t codes[TILE_K];
+      tile_row<BITS>(w, block, tiles, t, n, codes);
       float part[ROWS] = {};
       const float* x = values + row * stride + t * TILE_K;
 #pragma unroll
       for (int k = 0; k < TILE_K; ++k) {
-        const float weight = static_cast<float>(word_code<BITS>(words, k) - grid.zero);
+        const float weight = static_cast<float>(codes[k] - grid.zero);
         for (int m = 0; m < ROWS; ++m)
           if (m < count) part[m] += weight * x[m * stride + k];
       }
@@ -59,7 +77,6 @@ __global__ void __launch_bounds__(THREADS)
     }
     for (int m = 0; m < ROWS; ++m) partial[team][m][n] = sums[m];
     __syncthreads();
-    const int64_t column = block * BLOCK_N + n;
     if (team < count && column < w.N) {
       float sum = 0.f;
       for (int other = 0; other < TEAMS; ++other) sum += partial[other][team][n];
@@ -72,8 +89,8 @@ __global__ void __launch_bounds__(THREADS)
 }
 
 template <int BITS>
-void run(const DenseMatrix& w, const float* values, int64_t rows, const float* row_scales, const float* bias,
-            void* y, Element type, void* stream) {
+void run(const DenseMatrix& w, const float* values, int64_t rows, const float* row_scales, const float* bias, void* y,
+         Element type, void* stream) {
   const dim3 grid(static_cast<unsigned>(ceil_div(w.N, BLOCK_N)), grid_size(ceil_div(rows, ROWS), 65535));
   launch(linear<BITS>, grid, THREADS, 0, stream, w, values, rows, row_scales, bias, y, type);
 }
@@ -82,7 +99,6 @@ void run(const DenseMatrix& w, const float* values, int64_t rows, const float* r
 
 const char* quant_linear(const DenseMatrix& w, const float* values, int64_t rows, const float* row_scales,
                          const float* bias, void* y, Element type, void* stream) {
-  static_assert(ROWS <= TEAMS, "team m writes row m");
   if (rows == 0 || w.N == 0) return nullptr;
   switch (w.bits) {
     case 2:

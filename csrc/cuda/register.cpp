@@ -1,51 +1,85 @@
-// CUDA kernels: tensors to pointers, checks, the current stream, registration. The CUDA side's only file with torch
-// headers.
+// Dense format: tensors to pointers, checks, the current stream, registration. On the CUDA side only the register*.cpp
+// files see torch headers.
 
-#include "cuda/device.h"
-#include "cuda/kernels.h"
+#include "cuda/arguments.h"
 
 namespace torchcoinfer {
 namespace {
 
-cuda::Element element(Dtype dtype) {
-  return dtype == Dtype::float32   ? cuda::Element::float32
-         : dtype == Dtype::float16 ? cuda::Element::float16
-                                   : cuda::Element::bfloat16;
-}
-
-void check_launch(const Checker& checks, const char* error) {
-  check(error == nullptr, checks.op, "device", "a launch without error", error ? error : "");
-}
-
-void same_device(const Checker& checks, const char* argument, const Tensor& tensor, const Tensor& as) {
-  check(is_beside(tensor, as), checks.op, argument, "a tensor on the CUDA device of the other arguments",
-        "another device");
+void check_packed(const Checker& checks, const Tensor& packed, int64_t bits, int64_t N, int64_t K) {
+  checks.bits(bits);
+  checks.dtype("packed", packed, ScalarType::Byte);
+  checks.shape("packed", packed, {ceil_div(N, BLOCK_N), ceil_div(K, TILE_K), tile_bytes(static_cast<int>(bits))});
+  checks.contiguous("packed", packed);
 }
 
 cuda::DenseMatrix dense_matrix(const Checker& checks, const Tensor& packed, const Tensor& scales,
                                const std::optional<Tensor>& zeros, int64_t bits, int64_t group_size, int64_t N,
-                               int64_t K) {
+                               int64_t K, int64_t layout = CANONICAL_LAYOUT) {
+  check_packed(checks, packed, bits, N, K);
+  check_layout(checks, layout);
+  cuda::DenseMatrix matrix{};
+  matrix.packed = data<uint8_t>(packed);
+  matrix.bits = static_cast<int>(bits);
+  matrix.N = N;
+  matrix.K = K;
+  matrix.layout = static_cast<int>(layout);
+  set_grid(checks, scales, zeros, group_size, packed, &matrix);
+  return matrix;
+}
+
+Tensor pack_codes_op(Tensor codes, int64_t bits) {
+  const Checker checks{"pack_codes"};
+  checks.bits(bits);
+  checks.dtype("codes", codes, ScalarType::Byte);
+  check(codes.dim() == 2, checks.op, "codes", "2 dimensions [N, K]", shape_text(codes));
+  const DeviceGuard guard(codes.get_device_index());
+  codes = torch::stable::contiguous(codes);
+  const int64_t N = codes.size(0), K = codes.size(1);
+  const int width = static_cast<int>(bits);
+  Tensor packed = empty_beside(codes, {ceil_div(N, BLOCK_N), ceil_div(K, TILE_K), tile_bytes(width)}, ScalarType::Byte);
+  const Flag flag(codes);
+  check_launch(checks, cuda::pack_codes(data<uint8_t>(codes), width, N, K, mutable_data<uint8_t>(packed), flag.place(),
+                                        current_stream(codes)));
+  check(!flag.raised(checks), checks.op, "codes", "values below 2^" + std::to_string(bits), "a larger value");
+  return packed;
+}
+
+Tensor unpack_codes_op(Tensor packed, int64_t bits, int64_t N, int64_t K) {
+  const Checker checks{"unpack_codes"};
+  check_packed(checks, packed, bits, N, K);
+  const DeviceGuard guard(packed.get_device_index());
+  Tensor codes = empty_beside(packed, {N, K}, ScalarType::Byte);
+  check_launch(checks, cuda::unpack_codes(data<uint8_t>(packed), static_cast<int>(bits), N, K,
+                                          mutable_data<uint8_t>(codes), current_stream(packed)));
+  return codes;
+}
+
+std::tuple<Tensor, Tensor, Tensor> quantize_pack_op(Tensor weight, int64_t bits, int64_t group_size, bool symmetric,
+                                                    ScalarType scale_dtype) {
+  const Checker checks{"quantize_pack"};
   checks.bits(bits);
   checks.group_size(group_size);
+  const Dtype dtype = checks.floating("weight", weight);
+  const Dtype scale_kind = checks.floating("scale_dtype", scale_dtype);
+  check(weight.dim() == 2, checks.op, "weight", "2 dimensions [N, K]", shape_text(weight));
+  const DeviceGuard guard(weight.get_device_index());
+  weight = torch::stable::contiguous(weight);
+  const int64_t N = weight.size(0), K = weight.size(1), blocks = ceil_div(N, BLOCK_N);
+  const int64_t groups = group_count(K, group_size);
   const int width = static_cast<int>(bits);
-  const int64_t blocks = ceil_div(N, BLOCK_N), groups = group_count(K, group_size);
-  checks.dtype("packed", packed, ScalarType::Byte);
-  checks.shape("packed", packed, {blocks, ceil_div(K, TILE_K), tile_bytes(width)});
-  checks.contiguous("packed", packed);
-  const Dtype scale_dtype = checks.floating("scales", scales);
-  checks.shape("scales", scales, {blocks, groups, BLOCK_N});
-  checks.contiguous("scales", scales);
-  same_device(checks, "scales", scales, packed);
-  const bool asymmetric = zeros.has_value() && zeros->numel() > 0;
-  if (asymmetric) {
-    checks.dtype("zeros", *zeros, ScalarType::Byte);
-    checks.shape("zeros", *zeros, {blocks, groups, BLOCK_N});
-    checks.contiguous("zeros", *zeros);
-    same_device(checks, "zeros", *zeros, packed);
-  }
-  return {data<uint8_t>(packed), scales.const_data_ptr(), asymmetric ? data<uint8_t>(*zeros) : nullptr,
-          element(scale_dtype),  width,                   group_size,
-          N,                     K};
+  Tensor packed = empty_beside(weight, {blocks, ceil_div(K, TILE_K), tile_bytes(width)}, ScalarType::Byte);
+  Tensor scales = empty_beside(weight, {blocks, groups, BLOCK_N}, scale_dtype);
+  Tensor zeros = symmetric ? empty_beside(weight, {0}, ScalarType::Byte)
+                           : empty_beside(weight, {blocks, groups, BLOCK_N}, ScalarType::Byte);
+  const Flag flag(weight);
+  check_launch(checks, cuda::quantize_pack(weight.const_data_ptr(), element(dtype), width, group_size, N, K,
+                                           mutable_data<uint8_t>(packed), scales.mutable_data_ptr(),
+                                           symmetric ? nullptr : mutable_data<uint8_t>(zeros), element(scale_kind),
+                                           flag.place(), current_stream(weight)));
+  check(!flag.raised(checks), checks.op, "weight",
+        "finite values whose scales fit " + std::string(dtype_text(scale_dtype)), "NaN, Inf or a scale that overflows");
+  return {packed, scales, zeros};
 }
 
 Tensor dequantize_op(Tensor packed, Tensor scales, std::optional<Tensor> zeros, int64_t bits, int64_t group_size,
@@ -54,9 +88,8 @@ Tensor dequantize_op(Tensor packed, Tensor scales, std::optional<Tensor> zeros, 
   const cuda::DenseMatrix matrix = dense_matrix(checks, packed, scales, zeros, bits, group_size, N, K);
   const Dtype kind = checks.floating("dtype", dtype);
   const DeviceGuard guard(packed.get_device_index());
-  Tensor weight = torch::stable::new_empty(packed, {N, K}, dtype);
-  check_launch(checks,
-               cuda::dequantize(matrix, weight.mutable_data_ptr(), element(kind), current_stream(packed)));
+  Tensor weight = empty_beside(packed, {N, K}, dtype);
+  check_launch(checks, cuda::dequantize(matrix, weight.mutable_data_ptr(), element(kind), current_stream(packed)));
   return weight;
 }
 
@@ -64,49 +97,102 @@ Tensor quant_linear_op(Tensor x, Tensor packed, Tensor scales, std::optional<Ten
                        int64_t bits, int64_t group_size, int64_t out_features, int64_t activation_bits,
                        int64_t layout) {
   const Checker checks{"quant_linear"};
-  check(layout == 0, checks.op, "layout", "0 (canonical; the CUDA kernels know no other yet)", layout);
-  check(activation_bits == 0 || activation_bits == 8, checks.op, "activation_bits", "0 (weight-only) or 8",
-        activation_bits);
+  check_activation_bits(checks, activation_bits, true);
   check(x.dim() >= 1, checks.op, "x", "at least 1 dimension [..., K]", shape_text(x));
-  const Dtype dtype = checks.floating("x", x);
-  const int64_t N = out_features, K = x.size(-1);
   same_device(checks, "x", x, packed);
-  const cuda::DenseMatrix matrix = dense_matrix(checks, packed, scales, zeros, bits, group_size, N, K);
+  const cuda::DenseMatrix matrix =
+      dense_matrix(checks, packed, scales, zeros, bits, group_size, out_features, x.size(-1), layout);
   const DeviceGuard guard(x.get_device_index());
-  Tensor bias_values;
-  if (bias.has_value()) {
-    checks.floating("bias", *bias);
-    checks.shape("bias", *bias, {N});
-    same_device(checks, "bias", *bias, packed);
-    bias_values = torch::stable::contiguous(torch::stable::to(*bias, ScalarType::Float));
+  const Tensor of_bias = bias_values(checks, bias, out_features, packed);
+  const LinearRows rows = linear_rows(checks, x, out_features, activation_bits);
+  check_launch(checks, cuda::quant_linear(matrix, data<float>(rows.values), rows.rows, rows.row_scales(),
+                                          bias_data(of_bias), rows.y.mutable_data_ptr(), element(rows.dtype),
+                                          current_stream(x)));
+  return rows.y;
+}
+
+int64_t out_size(int64_t size, int64_t kernel, int64_t stride, int64_t padding, int64_t dilation) {
+  const int64_t room = size + 2 * padding - dilation * (kernel - 1) - 1;
+  return room < 0 ? 0 : room / stride + 1;
+}
+
+// A two-element argument of a convolution, checked, into `pair`.
+void set_pair(const Checker& checks, const char* argument, const std::vector<int64_t>& values, int64_t least,
+              int64_t* pair) {
+  check(values.size() == 2, checks.op, argument, "2 integers", values.size());
+  for (int i = 0; i < 2; ++i) {
+    check(values[i] >= least, checks.op, argument, ">= " + std::to_string(least), values[i]);
+    pair[i] = values[i];
   }
-  x = torch::stable::contiguous(x);
-  int64_t rows = 1;
-  std::vector<int64_t> size;
-  for (int64_t i = 0; i + 1 < x.dim(); ++i) {
-    size.push_back(x.size(i));
-    rows *= x.size(i);
-  }
-  size.push_back(N);
-  void* stream = current_stream(x);
-  Tensor y = torch::stable::new_empty(x, {size.data(), size.size()});
-  Tensor values = torch::stable::new_empty(x, {rows, ceil_div(K, TILE_K) * TILE_K}, ScalarType::Float);
-  Tensor row_scales = torch::stable::new_empty(x, {activation_bits ? rows : 0}, ScalarType::Float);
-  float* floats = mutable_data<float>(values);
-  float* of_rows = activation_bits ? mutable_data<float>(row_scales) : nullptr;
-  const void* source = x.const_data_ptr();
-  check_launch(checks, activation_bits ? cuda::code_rows(source, element(dtype), rows, K, floats, of_rows, stream)
-                                       : cuda::float_rows(source, element(dtype), rows, K, floats, stream));
-  const float* bias_data = bias.has_value() ? data<float>(bias_values) : nullptr;
-  check_launch(checks, cuda::quant_linear(matrix, floats, rows, of_rows, bias_data, y.mutable_data_ptr(),
-                                          element(dtype), stream));
+}
+
+Tensor quant_conv2d_op(Tensor x, Tensor packed, Tensor scales, std::optional<Tensor> zeros, std::optional<Tensor> bias,
+                       int64_t bits, int64_t group_size, int64_t out_channels, std::vector<int64_t> kernel_size,
+                       std::vector<int64_t> stride, std::vector<int64_t> padding, std::vector<int64_t> dilation,
+                       int64_t groups, int64_t activation_bits, int64_t layout) {
+  const Checker checks{"quant_conv2d"};
+  check_activation_bits(checks, activation_bits, true);
+  const Dtype dtype = checks.floating("x", x);
+  same_device(checks, "x", x, packed);
+  check(x.dim() == 4, checks.op, "x", "4 dimensions [B, C, H, W]", shape_text(x));
+  cuda::ConvShape s{};
+  set_pair(checks, "kernel_size", kernel_size, 1, s.kernel);
+  set_pair(checks, "stride", stride, 1, s.stride);
+  set_pair(checks, "padding", padding, 0, s.padding);
+  set_pair(checks, "dilation", dilation, 1, s.dilation);
+  checks.positive("groups", groups);
+  check(x.size(1) % groups == 0, checks.op, "x", "channels divisible by " + std::to_string(groups), x.size(1));
+  check(out_channels % groups == 0, checks.op, "out_channels", "divisible by " + std::to_string(groups), out_channels);
+  s.batch = x.size(0), s.channels = x.size(1), s.height = x.size(2), s.width = x.size(3);
+  s.out_channels = out_channels, s.groups = groups;
+  s.out_height = out_size(s.height, s.kernel[0], s.stride[0], s.padding[0], s.dilation[0]);
+  s.out_width = out_size(s.width, s.kernel[1], s.stride[1], s.padding[1], s.dilation[1]);
+  check(s.out_height > 0 && s.out_width > 0, checks.op, "x", "an image at least as large as the kernel",
+        shape_text(x));
+  for (int i = 0; i < 4; ++i) s.x_strides[i] = x.stride(i);
+  const int64_t columns = s.channels / groups * s.kernel[0] * s.kernel[1];
+  const cuda::DenseMatrix matrix =
+      dense_matrix(checks, packed, scales, zeros, bits, group_size, out_channels, columns, layout);
+  const DeviceGuard guard(x.get_device_index());
+  const Tensor of_bias = bias_values(checks, bias, out_channels, packed);
+  Tensor y = empty_beside(x, {s.batch, out_channels, s.out_height, s.out_width}, x.scalar_type());
+  const int64_t patches = activation_bits ? s.batch * s.out_height * s.out_width * groups : 0;
+  const Tensor maxima = empty_beside(x, {patches}, ScalarType::Float);
+  check_launch(checks, cuda::quant_conv2d(matrix, s, x.const_data_ptr(),
+                                          patches ? mutable_data<float>(maxima) : nullptr, bias_data(of_bias),
+                                          y.mutable_data_ptr(), element(dtype), current_stream(x)));
   return y;
+}
+
+Tensor quant_embedding_op(Tensor indices, Tensor packed, Tensor scales, std::optional<Tensor> zeros, int64_t bits,
+                          int64_t group_size, int64_t num_embeddings, int64_t embedding_dim, ScalarType dtype) {
+  const Checker checks{"quant_embedding"};
+  const Dtype kind = checks.floating("dtype", dtype);
+  const cuda::DenseMatrix table =
+      dense_matrix(checks, packed, scales, zeros, bits, group_size, num_embeddings, embedding_dim);
+  same_device(checks, "indices", indices, packed);
+  const ScalarType type = indices.scalar_type();
+  check(type == ScalarType::Long || type == ScalarType::Int, checks.op, "indices", "int64 or int32", dtype_text(type));
+  const DeviceGuard guard(packed.get_device_index());
+  indices = torch::stable::contiguous(indices);
+  std::vector<int64_t> size;
+  for (int64_t i = 0; i < indices.dim(); ++i) size.push_back(indices.size(i));
+  size.push_back(embedding_dim);
+  Tensor rows = empty_beside(packed, size, dtype);
+  check_launch(checks, cuda::embed(table, indices.const_data_ptr(), type == ScalarType::Long, indices.numel(),
+                                   rows.mutable_data_ptr(), element(kind), current_stream(packed)));
+  return rows;
 }
 
 }  // namespace
 }  // namespace torchcoinfer
 
 TORCHCOINFER_CUDA_OPS(m) {
+  m.impl("pack_codes", TORCH_BOX(&torchcoinfer::pack_codes_op));
+  m.impl("unpack_codes", TORCH_BOX(&torchcoinfer::unpack_codes_op));
+  m.impl("quantize_pack", TORCH_BOX(&torchcoinfer::quantize_pack_op));
   m.impl("dequantize", TORCH_BOX(&torchcoinfer::dequantize_op));
   m.impl("quant_linear", TORCH_BOX(&torchcoinfer::quant_linear_op));
+  m.impl("quant_conv2d", TORCH_BOX(&torchcoinfer::quant_conv2d_op));
+  m.impl("quant_embedding", TORCH_BOX(&torchcoinfer::quant_embedding_op));
 }

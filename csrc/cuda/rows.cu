@@ -6,7 +6,6 @@ namespace torchcoinfer::cuda {
 namespace {
 
 constexpr int THREADS = 256;
-constexpr int WARP = 32;
 constexpr float CODE_TOP = 127.f;
 
 __global__ void convert(const void* x, Element type, int64_t rows, int64_t K, int64_t stride, float* values) {
@@ -15,28 +14,23 @@ __global__ void convert(const void* x, Element type, int64_t rows, int64_t K, in
       values[row * stride + k] = k < K ? load_element(x, type, row * K + k) : 0.f;
 }
 
-// The largest value that any thread of the block holds.
-__device__ float block_maximum(float value) {
-  __shared__ float of_warps[THREADS / WARP];
-  for (int step = WARP / 2; step; step /= 2) value = fmaxf(value, __shfl_xor_sync(0xffffffffu, value, step));
-  if (threadIdx.x % WARP == 0) of_warps[threadIdx.x / WARP] = value;
-  __syncthreads();
-  for (int i = 0; i < THREADS / WARP; ++i) value = fmaxf(value, of_warps[i]);
-  __syncthreads();  // of_warps may be written again
-  return value;
-}
-
 __global__ void quantize(const void* x, Element type, int64_t rows, int64_t K, int64_t stride, float* values,
                          float* scales) {
+  __shared__ float scratch[THREADS / WARP];
   for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
     float largest = 0.f;
-    for (int64_t k = threadIdx.x; k < K; k += THREADS)
-      largest = fmaxf(largest, fabsf(load_element(x, type, row * K + k)));
-    largest = block_maximum(largest);
+    bool finite = true;
+    for (int64_t k = threadIdx.x; k < K; k += THREADS) {
+      const float value = load_element(x, type, row * K + k);
+      largest = fmaxf(largest, fabsf(value));
+      finite = finite && isfinite(value);
+    }
+    largest = block_maximum(largest, scratch);
+    finite = __syncthreads_and(finite);
     const float inverse = largest > 0.f ? CODE_TOP / largest : 0.f;
-    if (threadIdx.x == 0) scales[row] = largest / CODE_TOP;
+    if (threadIdx.x == 0) scales[row] = finite ? largest / CODE_TOP : __int_as_float(0x7fc00000);
     for (int64_t k = threadIdx.x; k < stride; k += THREADS) {
-      const float code = k < K ? rintf(load_element(x, type, row * K + k) * inverse) : 0.f;
+      const float code = k < K ? rintf(__fmul_rn(load_element(x, type, row * K + k), inverse)) : 0.f;
       values[row * stride + k] = fminf(fmaxf(code, -CODE_TOP), CODE_TOP);
     }
   }

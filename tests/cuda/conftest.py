@@ -91,8 +91,16 @@ def host_model(tmp_path_factory) -> HostModel:
     return HostModel(library, schemas)
 
 
-@pytest.fixture(params=CONFIGURATIONS, ids=lambda c: f"poison{c[0]:x}-order{c[1]}")
+@pytest.fixture(
+    params=[
+        pytest.param(one, id=f"poison{one[0]:x}-order{one[1]}", marks=[pytest.mark.slow] * bool(i))
+        for i, one in enumerate(CONFIGURATIONS)
+    ]
+)
 def model(host_model, request) -> HostModel:
-    """The host model, in each of its configurations: a result that depends on them is a bug of the kernel."""
+    """The host model, in each of its configurations: a result that depends on them is a bug of the kernel.
+
+    The first, shared memory full of NaN, is the quick one; the others run with ``-m slow``.
+    """
     host_model.configure(*request.param)
     return host_model

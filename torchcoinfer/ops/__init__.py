@@ -10,6 +10,7 @@ from torchcoinfer.ops.quant_conv2d import quant_conv2d
 from torchcoinfer.ops.quant_embedding import quant_embedding
 from torchcoinfer.ops.quant_linear import quant_linear
 from torchcoinfer.ops.quantize import dequantize, quantize_pack
+from torchcoinfer.ops.reorder import reorder_
 from torchcoinfer.ops.search_grid import search_grid
 from torchcoinfer.ops.sparse24 import sparse24_pack, sparse24_unpack
 from torchcoinfer.ops.sparse24_linear import sparse24_linear
@@ -29,6 +30,7 @@ __all__ = [
     "quant_embedding",
     "quant_linear",
     "quantize_pack",
+    "reorder_",
     "search_grid",
     "sparse24_linear",
     "sparse24_pack",

@@ -24,6 +24,7 @@ SCHEMAS = (
     "bitmap_linear(Tensor x, Tensor mask, Tensor offsets, Tensor values, Tensor? scales, Tensor? zeros, "
     "Tensor? bias, int bits, int group_size, int out_features, int activation_bits=0, int layout=0) -> "
     "Tensor",
+    "reorder_(Tensor(a!) buffer, str kind, int bits, bool to_device) -> ()",
     "encode_activation(Tensor x, int bits, str granularity, int leading_dims) -> (Tensor codes, Tensor "
     "scale, Tensor zero_point)",
     "decode_activation(Tensor codes, Tensor scale, Tensor zero_point, int bits, str granularity, int[] "

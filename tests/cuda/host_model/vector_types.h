@@ -47,6 +47,8 @@ struct dim3 {
   constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
 
+using std::isfinite;
+
 template <typename To, typename From>
 inline To host_bits(From from) {
   static_assert(sizeof(To) == sizeof(From), "the same bits");
