@@ -110,10 +110,12 @@ def test_what_is_told_of_other_cuts_and_the_front():
             continue
         axis = front["axis"]
         assert axis == tightest_row(plan)
+        assert plan.predicted["distortion"] in [row["distortion"] for row in front["rows"]]
         for row in front["rows"]:
             assert row[PREDICTED_OF_ROW[axis]] <= row["limit"]
             limits = {**problem.budget.rows(), axis: row["limit"]}
             best = best_value(replace(problem, budget=Budget(**limits)))
+            assert row["gap"] <= 0.01 * (1 + 1e-9)
             assert row["distortion"] * (1 - row["gap"]) <= best * (1 + 1e-9) <= row["distortion"] * (1 + 1e-8)
 
 
@@ -150,7 +152,12 @@ def test_the_papers_mode_has_a_front_and_alternatives_of_its_own():
     front = pareto(problem, "device_memory", 4)
     for plan in front:
         assert len({layer.option for layer in plan.layers.values() if layer.side == "device"}) <= 1
-    assert explored(problem, solve(problem)).alternatives["cuts"][0]["note"] == "chosen"
+    told = explored(problem, solve(problem)).alternatives
+    assert told["cuts"][0]["note"] == "chosen"
+    axis = told["front"]["axis"]
+    for row in told["front"]["rows"]:
+        anew = solve(replace(problem, budget=Budget(**{axis: row["limit"]})))
+        assert row["distortion"] == pytest.approx(anew.predicted["distortion"], rel=1e-9)
 
 
 def test_a_plan_of_another_problem_is_refused():

@@ -13,7 +13,7 @@ from torchcoinfer.errors import InfeasibleBudget, PlanError
 from torchcoinfer.theory.budget import Search
 from torchcoinfer.theory.couplings import Coupled
 from torchcoinfer.theory.graph import cut_from_tensors
-from torchcoinfer.theory.pareto import plan_row
+from torchcoinfer.theory.pareto import Sweep, plan_row
 from torchcoinfer.theory.plan import PREDICTED_OF_ROW, Plan
 from torchcoinfer.theory.solve import solve
 from torchcoinfer.theory.solve_band import bandwidth_band
@@ -22,7 +22,8 @@ from torchcoinfer.theory.solve_plan import Solution, make_plan
 from torchcoinfer.theory.solve_problem import Problem, choose_cuts
 from torchcoinfer.theory.solve_table import Table
 
-FRONT_POINTS = 7  # of the front over the tightest row
+FRONT_STEPS = 3  # on either side of the plan, of the front over the tightest row
+FRONT_GAP = 0.01  # proven, of its points
 FRONT_SPAN = 4.0  # from the limit divided by this to the limit times this
 OTHER_CUTS = 4  # beside "device" and "server"
 
@@ -38,12 +39,11 @@ def explored(problem: Problem, plan: Plan) -> Plan:
     """
     problem = _with_state(_with_cut(problem, plan), plan)
     fronts = Fronts(problem)
-    front = _front(fronts, plan)
     table, solution = fronts.table, solution_of(fronts.table, plan)
     fronts.add(table.pair_cut[[solution.pair]], solution.items[None])
     told = {
         "cuts": _cut_rows(problem, fronts, plan),
-        "front": front,
+        "front": _front(fronts, plan),
         "bandwidth": bandwidth_band(fronts, solution),
     }
     return replace(plan, alternatives=told)
@@ -170,12 +170,15 @@ def _front(fronts: Fronts, plan: Plan) -> dict[str, Any] | None:
     if axis is None:
         return None
     limit, rows = plan.budget[axis], []
-    for factor in np.geomspace(1 / FRONT_SPAN, FRONT_SPAN, FRONT_POINTS).tolist():
-        limits = {**fronts.problem.budget.rows(), axis: limit * factor}
-        best = fronts.best(fronts.table, limits)
-        if best is not None:
-            made = replace(make_plan(fronts.table, best, best), budget=limits)
-            rows.append(plan_row(made, axis))
+    gap = max(FRONT_GAP, fronts.problem.search.gap)
+    sweep = Sweep(fronts, axis, fronts.problem.budget.rows(), gap)
+    for step in range(-FRONT_STEPS, FRONT_STEPS + 1):
+        if step == 0:
+            rows.append(plan_row(plan, axis))
+            continue
+        other = sweep.plan(limit * FRONT_SPAN ** (step / FRONT_STEPS))
+        if other is not None:
+            rows.append(plan_row(other, axis))
     objective, kept = PREDICTED_OF_ROW[fronts.objective], []
     for row in rows:
         if not kept or row[objective] < kept[-1][objective]:

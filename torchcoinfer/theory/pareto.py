@@ -105,7 +105,7 @@ def pareto(problem: Problem, axis: str, points: int = 9, fronts: Fronts | None =
     check_points(points)
     fronts = fronts or Fronts(problem, rows=(axis,))
     others = {name: value for name, value in problem.budget.rows().items() if name != axis}
-    sweep = _Sweep(fronts, axis, others)
+    sweep = Sweep(fronts, axis, others)
     low, high = sweep.ends()
     given = problem.budget.rows().get(axis)
     limits = _spaced(sweep.least_positive(low, high), high, points - (low == 0.0))
@@ -127,24 +127,25 @@ def _spaced(low: float, high: float, points: int) -> list[float]:
     return [low, *inner, high]  # the ends to the last bit
 
 
-class _Sweep:
-    """One axis, the other rows fixed."""
+class Sweep:
+    """One axis, the other rows fixed; plans are proven to ``gap`` (default: that of the search)."""
 
-    def __init__(self, fronts: Fronts, axis: str, others: Mapping[str, float]):
+    def __init__(self, fronts: Fronts, axis: str, others: Mapping[str, float], gap: float | None = None):
         self.fronts, self.axis, self.others = fronts, axis, others
         self.problem, self.table = fronts.problem, fronts.table
+        self.gap = self.problem.search.gap if gap is None else gap
         self.papers = self.problem.search.mode == "analytic"
 
     def _least(self, objective: str, limits: Mapping[str, float]) -> Solution | None:
-        gap = self.problem.search.gap
         if self.papers:
             return optimum(self.problem, objective, limits)[1]
-        return solve_table(self.table, objective, tightest(limits, ceilings(self.problem, self.table)), gap)
+        ceiling = tightest(limits, ceilings(self.problem, self.table))
+        return solve_table(self.table, objective, ceiling, self.gap)
 
     def _best(self, limits: Mapping[str, float]) -> tuple[Table, Solution | None]:
         if self.papers:
             return optimum(self.problem, self.problem.search.minimize, limits)
-        return self.table, self.fronts.best(self.table, limits, self.problem.search.gap)
+        return self.table, self.fronts.best(self.table, limits, self.gap)
 
     def ends(self) -> tuple[float, float]:
         """The least value of the row, and the least at which the objective is as good as without it."""
@@ -174,6 +175,7 @@ class _Sweep:
         return float(positive.min()) if len(positive) else high
 
     def plan(self, limit: float) -> Plan | None:
+        """The best plan with this limit on the axis; None where nothing fits."""
         limits = {**self.others, self.axis: limit}
         table, best = self._best(limits)
         if best is None:
