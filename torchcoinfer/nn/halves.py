@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from torchcoinfer.errors import ArgumentError
+from torchcoinfer.nn import layouts
 from torchcoinfer.nn.callspec import CallSpec, InputSpec, dtype_name
 from torchcoinfer.nn.graphcode import decode_graph, encode_graph
+from torchcoinfer.ops.reorder import CANONICAL_LAYOUT
 
 
 @dataclass(frozen=True)
@@ -92,18 +94,39 @@ class Half(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """The graph as data: fx would pickle code and trace it anew, which fails on lists of sizes."""
+        layouts.order_graph(self.graph_module, CANONICAL_LAYOUT)
         state = dict(self.__dict__)
         modules = dict(state["_modules"])
         graph_module = modules.pop("graph_module")
         state["_modules"] = modules
         state["graph"] = encode_graph(graph_module.graph)
         state["tensors"] = stored_tensors(graph_module)
+        self._order()
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         graph, tensors = state.pop("graph"), state.pop("tensors")
         super().__setstate__(state)
         self.graph_module = decode_graph(graph, tensors, type(self).__name__)
+        self._order()
+
+    def _order(self) -> None:
+        """Packed buffers in the order for the device that the half is on."""
+        layouts.order_graph(self.graph_module, layouts.wanted_layout(self._place.device))
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Canonical bytes, wherever the half is."""
+        layouts.order_graph(self.graph_module, CANONICAL_LAYOUT)
+        state = super().state_dict(*args, **kwargs)
+        self._order()  # makes buffers anew: the state keeps the canonical ones
+        return state
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        layouts.order_graph(self.graph_module, CANONICAL_LAYOUT)
+        try:
+            return super().load_state_dict(state_dict, *args, **kwargs)
+        finally:
+            self._order()
 
     def _computed_dtypes(self) -> set[torch.dtype]:
         """Floating dtypes of inputs, outputs and stored tensors; packed weights keep their own."""
@@ -130,6 +153,7 @@ class Half(nn.Module):
                     "a half computes in the dtype it was traced with", got="a conversion of its dtype",
                     expected=dtype_name(dtype), remedy="convert the model before compress_and_split",
                 )  # fmt: skip
+        layouts.order_graph(self.graph_module, CANONICAL_LAYOUT)
         before = {name: buffer.dtype for name, buffer in self.named_buffers()}
         stored = dict(self.named_buffers())
         super()._apply(fn, recurse)
@@ -139,6 +163,7 @@ class Half(nn.Module):
                 self.get_submodule(owner)._buffers[leaf] = stored[name].to(buffer.device)
         if self._place.device != stored["_place"].device:
             move_graph(self.graph_module, self._place.device)
+        self._order()
         return self
 
 

@@ -5,13 +5,16 @@ weights.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from torchcoinfer import ops
+from torchcoinfer.nn import layouts
 from torchcoinfer.nn.checks import check_codes, check_config, check_groups, check_weight
 from torchcoinfer.ops.pack import BLOCK_N, TILE_K, ceil_div, group_count
+from torchcoinfer.ops.reorder import CANONICAL_LAYOUT
 
 STORAGE = ("packed", "scales", "zeros", "index", "mask", "offsets", "values")
 
@@ -22,6 +25,9 @@ class PackedModule(nn.Module):
     ``.to(dtype)`` changes the dtype of the bias, never of the storage: codes, scales, zero points, indices,
     masks and survivors keep their bytes, so that every round trip is exact and ``packed_bytes`` stays what
     the plan says. The output's dtype is the input's.
+
+    On a GPU the buffers that ``_ordered`` names are in the device order (``csrc/layout_device.h``) and
+    ``layout`` is 1; ``state_dict``, copies and pickles give and take canonical bytes on either side.
     """
 
     # No class annotations here or below: TorchScript cannot read them under postponed evaluation.
@@ -32,7 +38,7 @@ class PackedModule(nn.Module):
         super().__init__()
         self.bits, self.group_size = bits, group_size
         self.activation_bits = activation_bits or 0  # 0: weight-only
-        self.layout = 0  # canonical order
+        self.layout = CANONICAL_LAYOUT
         self.sparsity_format = sparsity_format
 
     @property
@@ -58,15 +64,60 @@ class PackedModule(nn.Module):
         self.register_buffer("bias", bias)
         for name in [n for n, t in self._buffers.items() if t is None]:
             self._buffers[name] = self._buffers.pop(name)
+        self._order(self._buffers)
+
+    def _ordered(self) -> dict[str, tuple[str, int]]:
+        """Buffers that have a device order: their kind and the bits of their codes."""
+        return {}
+
+    def _canonical(self) -> dict[str, Tensor]:
+        """The buffers of ``_ordered`` in canonical order: copies where they are in another."""
+        buffers = {name: self._buffers[name] for name in self._ordered()}
+        if self.layout == CANONICAL_LAYOUT:
+            return buffers
+        kinds = self._ordered().items()
+        return {name: layouts.in_layout(buffers[name], *kind, CANONICAL_LAYOUT) for name, kind in kinds}
+
+    def _order(self, canonical: dict[str, Tensor | None]) -> None:
+        """Takes canonical buffers, in the order for the device that they are on."""
+        ordered = self._ordered()
+        for name, kind in ordered.items():
+            self.layout = layouts.wanted_layout(canonical[name].device)
+            moved = canonical[name]
+            if self.layout != CANONICAL_LAYOUT:
+                moved = layouts.in_layout(moved, *kind, self.layout)
+            self._buffers[name] = moved
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        self._buffers.update(self._canonical())
         before = {n: t for n, t in self._buffers.items() if n in STORAGE and t is not None}
         super()._apply(fn, recurse)
         for name, stored in before.items():
             moved = self._buffers[name]
             if moved is not None and moved.dtype != stored.dtype:
                 self._buffers[name] = stored.to(moved.device)
+        self._order(self._buffers)
         return self
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination.update({prefix + name: tensor.detach() for name, tensor in self._canonical().items()})
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        self._buffers.update(self._canonical())  # super copies into these, or puts others in their place
+        self.layout = CANONICAL_LAYOUT
+        super()._load_from_state_dict(*arguments)
+        self._order(self._buffers)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(self.__dict__)
+        state["_buffers"] = {**self._buffers, **self._canonical()}
+        state["layout"] = CANONICAL_LAYOUT
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._order(self._buffers)
 
 
 class DenseCodes(PackedModule):
@@ -97,6 +148,9 @@ class DenseCodes(PackedModule):
         self.register_buffer("scales", empty_groups(*groups, scale_dtype, device))
         self.register_buffer("zeros", None if symmetric else empty_groups(*groups, torch.uint8, device))
 
+    def _ordered(self) -> dict[str, tuple[str, int]]:
+        return {"packed": ("codes", self.bits)}
+
     def _quantize(self, weight: Tensor, scale_dtype: torch.dtype) -> None:
         """Fills the storage from a float weight [rows, columns], rounded to nearest on a plain grid."""
         weight = check_weight(type(self).__name__, weight, 2)
@@ -116,7 +170,7 @@ class DenseCodes(PackedModule):
 
     def _dequantized(self, dtype: torch.dtype) -> Tensor:
         return ops.dequantize(
-            self.packed,
+            self._canonical().get("packed", self.packed),
             self.scales,
             self.zeros,
             self.bits,

@@ -131,6 +131,9 @@ class QuantEmbedding(DenseCodes):
         self.dtype = fn(torch.empty(0, dtype=self.dtype, device=self.packed.device)).dtype
         return super()._apply(fn, recurse)
 
+    def _ordered(self) -> dict[str, tuple[str, int]]:
+        return {}  # rows are read one by one: the canonical order serves
+
     def forward(self, indices: Tensor) -> Tensor:
         return torch.ops.torchcoinfer.quant_embedding(
             indices,

@@ -74,6 +74,11 @@ class SparsePacked(PackedModule):
         self.register_buffer("scales", None)
         self.register_buffer("zeros", None)
 
+    def _ordered(self) -> dict[str, tuple[str, int]]:
+        if self.sparsity_format != "2:4":
+            return {}
+        return {"index": ("index", 0), "values": ("survivors", self.bits)}
+
     def _pack(self, weight: Tensor, mask: Tensor) -> None:
         """Fills the storage; weight [N, K] float, or codes whose pruned places hold the zero point."""
         if self.sparsity_format == "2:4":
@@ -86,7 +91,8 @@ class SparsePacked(PackedModule):
         """Codes or float values [N, K], and which are stored, bool [N, K]."""
         shape = (self.bits, self.out_features, self.in_features)
         if self.sparsity_format == "2:4":
-            return ops.sparse24_unpack(self.index, self.values, *shape)
+            canonical = self._canonical()
+            return ops.sparse24_unpack(canonical["index"], canonical["values"], *shape)
         return ops.bitmap_unpack(self.mask, self.offsets, self.values, *shape)
 
     def forward(self, x: Tensor) -> Tensor:
