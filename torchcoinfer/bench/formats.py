@@ -33,7 +33,7 @@ def _codes(bits: int, group_size: int, rows: int, columns: int) -> tuple[Tensor,
 def _mask(sparsity: float | str, rows: int, columns: int) -> Tensor:
     if sparsity == "2:4":
         picked = torch.randint(0, len(TWO_OF_FOUR), (rows, -(-columns // 4)))
-        return TWO_OF_FOUR[picked].flatten(1)[:, :columns].contiguous()
+        return TWO_OF_FOUR.to(picked.device)[picked].flatten(1)[:, :columns].contiguous()
     return torch.rand(rows, columns) >= sparsity
 
 

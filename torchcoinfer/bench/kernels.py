@@ -1,4 +1,5 @@
-"""``torchcoinfer bench kernels``: the packed linear layers against every other kernel at hand, on this CPU.
+"""``torchcoinfer bench kernels``: the packed linear layers against every other kernel at hand, on this
+CPU, or with ``--device cuda`` on a GPU (``bench/gpu``).
 
 All contenders run in one process, interleaved, with the same number of threads, on weights beyond the cache.
 ``--goals`` judges the project's goals instead, ``--grid`` whether a format is ever slower than a dense layer.
@@ -20,6 +21,7 @@ from torchcoinfer.bench import ceilings, formats, goals, grid, roofline, timing
 from torchcoinfer.bench.cases import ACTIVATIONS, SHAPES, TOKENS, Case, shapes
 from torchcoinfer.bench.ceilings import Ceilings
 from torchcoinfer.bench.formats import FORMATS, RACED, Copies
+from torchcoinfer.bench.gpu import run as gpu
 from torchcoinfer.bench.peers import PEERS, Missing, make_peers
 from torchcoinfer.bench.timing import Contender
 from torchcoinfer.ops import cpu_isa, has_kernels
@@ -33,7 +35,7 @@ READ_EVERY = 4  # contenders between two turns of the memory reader
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``torchcoinfer bench kernels``."""
     cores, names = len(os.sched_getaffinity(0)), ", ".join(SHAPES)
-    parser.add_argument("--device", choices=["cpu"], default="cpu")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--shapes", nargs="+", help=f"{names} or KxN; default llama bert")
     parser.add_argument("--tokens", nargs="+", type=int, help="rows of x; default 1 4 16 64")
     parser.add_argument("--peers", nargs="*", choices=list(PEERS), default=list(PEERS))
@@ -44,6 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", help="file for the JSON rows, one a line")
     parser.add_argument("--picture", help="PNG file for the roofline (extra 'report')")
     modes = parser.add_mutually_exclusive_group()
+    modes.add_argument(
+        "--check", action="store_true", help="compare every layer on the device with float64, time nothing"
+    )
     modes.add_argument("--goals", action="store_true", help="judge the goals for this machine's ISA")
     modes.add_argument(
         "--grid", action="store_true", help="is any format slower than dense; resumes --output"
@@ -52,6 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Race, print a table per case, write JSON rows and the picture where asked."""
+    if arguments.device == "cuda" or arguments.check:
+        return gpu.run(arguments)
     if arguments.grid:
         return grid.run(arguments)
     arguments.threads = arguments.threads or [len(os.sched_getaffinity(0))]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -14,8 +14,8 @@ from torchcoinfer.errors import MissingExtra
 OWN, OTHER, INK = "#0f766e", "#d97706", "#1f2937"
 
 
-def save(rows: Sequence[dict[str, Any]], path: Path) -> Path:
-    """Draw the rows of ``bench kernels`` and write a PNG.
+def save(rows: Sequence[dict[str, Any]], path: Path, peers: Collection[str] = PEERS) -> Path:
+    """Draw the rows of ``bench kernels`` and write a PNG; ``peers`` are drawn in another color.
 
     Raises:
         MissingExtra: matplotlib is not installed.
@@ -28,7 +28,7 @@ def save(rows: Sequence[dict[str, Any]], path: Path) -> Path:
     figure = Figure(figsize=(8.6, 5.4), layout="constrained")
     axes = figure.subplots()
     for others, color, name in ((False, OWN, "torchcoinfer"), (True, OTHER, "peers")):
-        chosen = [row for row in measured if (row["kernel"] in PEERS) is others]
+        chosen = [row for row in measured if (row["kernel"] in peers) is others]
         judged = [row for row in chosen if row["judged"] is True]
         rest = [row for row in chosen if row["judged"] is not True]
         axes.scatter(*_points(judged), s=14, color=color, lw=0, label=name)

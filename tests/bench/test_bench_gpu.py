@@ -1,0 +1,69 @@
+"""The GPU benchmark, as far as a machine without a GPU can see it."""
+
+import math
+
+import pytest
+import torch
+
+from torchcoinfer.bench.cases import Case
+from torchcoinfer.bench.gpu import check, graphs, peers, run
+from torchcoinfer.bench.gpu.graphs import Timed
+from torchcoinfer.cli import main
+
+needs_no_device = pytest.mark.skipif(torch.cuda.is_available(), reason="has a CUDA device")
+
+
+def test_check_passes_on_the_cpu():
+    cells = check.run("cpu", ("W4", "W8A8", "2:4 fp16", "bitmap 50 % bf16", "W3 + 2:4"), ((37, 75),))
+    assert len(cells) > 100 and all(cell.right for cell in cells)
+    assert check.summary(cells) == f"{len(cells)} of {len(cells)} comparisons within their bounds"
+
+
+@pytest.mark.parametrize("excess", [1.5, math.nan, math.inf])
+def test_wrong_cells_are_told(excess):
+    cells = [check.Cell("W4", (1, 32, 16), "float32", 0.5), check.Cell("W2", (2, 32, 16), "float16", excess)]
+    told = check.summary(cells)
+    assert told.startswith("1 of 2") and "WRONG: W2 (2, 32, 16) float16" in told
+
+
+def test_an_error_of_the_result_exceeds_its_bound():
+    x, weight = torch.randn(3, 64).double(), torch.randn(8, 64).double()
+    y = (x @ weight.T).float()
+    assert check._excess(y, x, weight) <= 1
+    y[1, 2] *= 1.001
+    assert check._excess(y, x, weight) > 1
+
+
+def timed(name, seconds, **more):
+    return Timed(name, [lambda: None] * 4, 1 << 20, 2e9, seconds=list(seconds), **more)
+
+
+def test_rows_tell_ratios_and_what_is_not_judged(monkeypatch):
+    monkeypatch.setattr(run, "_device_name", lambda: "a GPU")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    own, peer = timed("W4", [1e-5] * 20), timed(peers.BASELINE, [2e-5] * 15 + [4e-5] * 5, peer=True)
+    limits = {"bytes_per_s": 1e12, "bf16": 1e15, "int8": 2e15}
+    row, other = (run._row(one, [own, peer], Case(8, 16, 4), "bf16", limits) for one in (own, peer))
+    assert row["ratio_to"] == {peers.BASELINE: 0.5} and other["ratio_to"] == {}
+    assert row["judged"] is True and other["judged"] == "not judged: p90/median 2.00 > 1.2"
+    assert row["fraction_of_memory_floor"] == pytest.approx((1 << 20) / 1e12 / 1e-5)
+    assert row["rotated_bytes"] == 4 << 20
+    assert run._shown(row)["times faster than cuBLAS"] == "2.00"
+
+
+def test_weights_exceed_the_l2_cache():
+    for weight_bytes in (1 << 20, 8 << 20, 200 << 20):
+        assert graphs.copies_for(weight_bytes) * weight_bytes >= graphs.LEAST_ROTATED
+    assert graphs.copies_for(10) == graphs.MOST_COPIES and graphs.copies_for(1 << 40) == 2
+
+
+@needs_no_device
+def test_without_a_device_it_says_so(capsys):
+    assert main(["bench", "kernels", "--device", "cuda"]) == 2
+    assert "CUDA device: False" in capsys.readouterr().err
+
+
+@needs_no_device
+def test_peers_that_cannot_run_are_missing():
+    made = list(peers.make(peers.PEERS, Case(256, 256, 4), torch.float16))
+    assert [name for name, _ in made] == list(peers.PEERS)

@@ -1,0 +1,105 @@
+"""``bench kernels --check``: every packed layer on a device against float64, over shapes, rows, dtypes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from torchcoinfer.bench.formats import FORMATS
+from torchcoinfer.nn import QuantConv2d, QuantEmbedding
+from torchcoinfer.ops import decode_activation, encode_activation
+from torchcoinfer.ops.quant_linear import quantize_rows
+
+SHAPES = ((16, 32), (37, 75), (256, 512), (130, 257), (512, 1024))  # (N, K)
+TOKENS = (1, 2, 5, 16, 33, 64)
+ROUNDING = {torch.float32: 2.0**-22, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}  # of the result
+# of the sum of absolute products: float32 sums; with a 16-bit x the weight may be rounded to its dtype first
+PRODUCTS = {torch.float32: 2.0**-20, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One comparison; ``excess``: largest error over its bound, right up to 1."""
+
+    what: str
+    shape: tuple[int, ...]
+    dtype: str
+    excess: float
+
+    @property
+    def right(self) -> bool:
+        return self.excess <= 1.0  # NaN is wrong
+
+
+def run(device: str, names: Sequence[str] = (), shapes: Sequence[tuple[int, int]] = SHAPES) -> list[Cell]:
+    """All comparisons on ``device``: the formats named (default all), convolution, embedding, codec."""
+    torch.manual_seed(0)
+    cells = []
+    for name in names or FORMATS:
+        for rows, columns in shapes:
+            cells += _linear_cells(name, FORMATS[name](rows, columns), device)
+    return [*cells, *_other_cells(device)]
+
+
+def summary(cells: Sequence[Cell]) -> str:
+    """The share that is right, and what is not."""
+    wrong = [cell for cell in cells if not cell.right]
+    told = [f"{len(cells) - len(wrong)} of {len(cells)} comparisons within their bounds"]
+    told += [f"WRONG: {c.what} {c.shape} {c.dtype}: {c.excess:.3g} times the bound" for c in wrong]
+    return "\n".join(told)
+
+
+def _linear_cells(name: str, module: nn.Module, device: str) -> Iterator[Cell]:
+    weight, columns = module.dequantize_weight().double(), module.in_features
+    moved = copy.deepcopy(module).to(device)
+    for dtype in ROUNDING:
+        for tokens in TOKENS:
+            x = torch.randn(tokens, columns).to(dtype)
+            exact = x.double()
+            if module.activation_bits:
+                codes, scale = quantize_rows(x.float())
+                exact = codes.double() * scale.double()
+            y = moved(x.to(device)).cpu()
+            shape = (tokens, columns, weight.shape[0])
+            yield Cell(name, shape, str(dtype).removeprefix("torch."), _excess(y, exact, weight))
+    back = moved.cpu().state_dict()
+    same = all(torch.equal(tensor, back[key]) for key, tensor in module.state_dict().items())
+    yield Cell(f"{name}, there and back", tuple(weight.shape), "bytes", 0.0 if same else float("inf"))
+
+
+def _excess(y: Tensor, x: Tensor, weight: Tensor) -> float:
+    expected = x @ weight.T
+    bound = PRODUCTS[y.dtype] * (x.abs() @ weight.abs().T) + ROUNDING[y.dtype] * expected.abs()
+    return float(((y.double() - expected).abs() / bound.clamp(min=1e-30)).max())
+
+
+def _other_cells(device: str) -> Iterator[Cell]:
+    for bits, activation_bits in ((4, None), (3, None), (8, 8)):
+        module = QuantConv2d.from_float(nn.Conv2d(12, 20, 3, 2, 1), bits, 32, activation_bits)
+        x = torch.randn(2, 12, 9, 7)
+        near = _difference(copy.deepcopy(module).to(device)(x.to(device)), module(x)) / 2.0**-12
+        yield Cell(f"convolution W{bits}A{activation_bits or 32}", (2, 12, 9, 7), "float32", near)
+    table, indices = QuantEmbedding.from_float(nn.Embedding(50, 70), 4, 32), torch.randint(0, 50, (3, 4))
+    got = copy.deepcopy(table).to(device)(indices.to(device))
+    yield Cell(
+        "embedding", (50, 70), "float32", 0.0 if torch.equal(got.cpu(), table(indices)) else float("inf")
+    )
+    for bits in range(2, 9):
+        x = torch.randn(5, 77)
+        for granularity in ("token", "channel"):
+            parts = encode_activation(x, bits, granularity, 1)
+            on_device = encode_activation(x.to(device), bits, granularity, 1)
+            rest = (bits, granularity, (77,), torch.float32)
+            values = decode_activation(*on_device, *rest).cpu()
+            same = all(torch.equal(a, b.cpu()) for a, b in zip(parts, on_device))
+            same = same and torch.equal(values, decode_activation(*parts, *rest))
+            yield Cell(f"codec {granularity} {bits} bits", (5, 77), "float32", 0.0 if same else float("inf"))
+
+
+def _difference(got: Tensor, expected: Tensor) -> float:
+    """Largest difference, relative to the largest value."""
+    return float((got.cpu().double() - expected.double()).abs().max() / expected.abs().max())
