@@ -31,24 +31,7 @@ __device__ __forceinline__ int word_code(const uint32_t (&words)[BITS], int k) {
   return code;
 }
 
-// The 32 codes of row n of a tile, in either layout.
-template <int BITS>
-__device__ __forceinline__ void tile_row(const DenseMatrix& w, int64_t block, int64_t tiles, int64_t t, int n,
-                                         uint8_t (&codes)[TILE_K]) {
-  if (w.layout == DEVICE_LAYOUT) {
-    for (int k = 0; k < TILE_K; ++k)
-      codes[k] = static_cast<uint8_t>(device_code(w.packed + block * tiles * tile_bytes(BITS), BITS, tiles, t, n, k));
-    return;
-  }
-  const auto* tile = reinterpret_cast<const uint32_t*>(w.packed + (block * tiles + t) * tile_bytes(BITS));
-  uint32_t words[BITS];
-#pragma unroll
-  for (int v = 0; v < BITS; ++v) words[v] = tile[v * BLOCK_N + n];
-#pragma unroll
-  for (int k = 0; k < TILE_K; ++k) codes[k] = static_cast<uint8_t>(word_code<BITS>(words, k));
-}
-
-template <int BITS>
+template <int BITS, int LAYOUT>
 __global__ void __launch_bounds__(THREADS)
     linear(DenseMatrix w, const float* values, int64_t rows, const float* row_scales, const float* bias, void* y,
            Element type) {
@@ -63,17 +46,27 @@ __global__ void __launch_bounds__(THREADS)
     float sums[ROWS] = {};
     for (int64_t t = team; t < tiles && column < w.N; t += TEAMS) {
       const Grid grid = load_grid(w, block, t / group_tiles, n);
-      uint8_t codes[TILE_K];
-      tile_row<BITS>(w, block, tiles, t, n, codes);
-      float part[ROWS] = {};
-      const float* x = values + row * stride + t * TILE_K;
+      const uint8_t* of_block = w.packed + block * tiles * tile_bytes(BITS);
+      const auto* tile = reinterpret_cast<const uint32_t*>(of_block + t * tile_bytes(BITS));
+      uint32_t words[BITS];
 #pragma unroll
+      for (int v = 0; v < BITS; ++v) words[v] = tile[v * BLOCK_N + n];
+      float weights[TILE_K];  // not scaled yet: integers, exact
+#pragma unroll LAYOUT == CANONICAL_LAYOUT ? TILE_K : 1
       for (int k = 0; k < TILE_K; ++k) {
-        const float weight = static_cast<float>(codes[k] - grid.zero);
-        for (int m = 0; m < ROWS; ++m)
-          if (m < count) part[m] += weight * x[m * stride + k];
+        const int code = LAYOUT == CANONICAL_LAYOUT ? word_code<BITS>(words, k)
+                                                    : device_code(of_block, BITS, tiles, t, n, k);
+        weights[k] = static_cast<float>(code - grid.zero);
       }
-      for (int m = 0; m < ROWS; ++m) sums[m] += grid.scale * part[m];
+      const float* x = values + row * stride + t * TILE_K;
+#pragma unroll 1
+      for (int m = 0; m < count; ++m) {
+        float part = 0.f;
+#pragma unroll
+        for (int k = 0; k < TILE_K; ++k) part += weights[k] * x[m * stride + k];
+#pragma unroll
+        for (int r = 0; r < ROWS; ++r) sums[r] += r == m ? grid.scale * part : 0.f;  // registers have no index
+      }
     }
     for (int m = 0; m < ROWS; ++m) partial[team][m][n] = sums[m];
     __syncthreads();
@@ -92,7 +85,8 @@ template <int BITS>
 void run(const DenseMatrix& w, const float* values, int64_t rows, const float* row_scales, const float* bias, void* y,
          Element type, void* stream) {
   const dim3 grid(static_cast<unsigned>(ceil_div(w.N, BLOCK_N)), grid_size(ceil_div(rows, ROWS), 65535));
-  launch(linear<BITS>, grid, THREADS, 0, stream, w, values, rows, row_scales, bias, y, type);
+  const auto kernel = w.layout == DEVICE_LAYOUT ? linear<BITS, DEVICE_LAYOUT> : linear<BITS, CANONICAL_LAYOUT>;
+  launch(kernel, grid, THREADS, 0, stream, w, values, rows, row_scales, bias, y, type);
 }
 
 }  // namespace

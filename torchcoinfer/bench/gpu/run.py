@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
             "the kernel benchmark on a GPU",
             got=f"CUDA device: {torch.cuda.is_available()}, CUDA library: {has_kernels('cuda')}",
             expected="both",
-            remedy="run it where there are an NVIDIA GPU, a torch with CUDA, and nvcc when torchcoinfer is built",
+            remedy="run it with an NVIDIA GPU, a torch with CUDA, and torchcoinfer built where nvcc is",
         )
     cells = check.run(arguments.device, arguments.formats or ())
     print(check.summary(cells))

@@ -1,0 +1,39 @@
+"""What ptxas says of the kernels: none of those listed as hot may spill registers."""
+
+import os
+import re
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+NVCC = os.environ.get("NVCC") or shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
+HOT = ("dequantize", "quant_linear", "sparse_linear")  # and every file whose name begins with "fast_"
+
+
+def spilling(source: Path, target: Path) -> list[str]:
+    """Kernels of a source that spill, by ptxas' report."""
+    command = [NVCC, "-std=c++17", "-O3", "-gencode=arch=compute_90a,code=sm_90a", "-Xptxas=-v"]
+    command += [f"-I{ROOT / 'csrc'}", "-c", str(source), "-o", str(target)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "warning" not in done.stderr, done.stderr[-4000:]
+    reports = re.findall(r"properties for (\S+)\s+.*?, (\d+) bytes spill stores, (\d+) bytes", done.stderr)
+    assert reports, "ptxas reports no kernel"
+    return [
+        f"{name}: {stores} stored, {loads} loaded"
+        for name, stores, loads in reports
+        if int(stores) + int(loads)
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path(NVCC).exists(), reason="skipped: no nvcc")
+def test_hot_kernels_do_not_spill(tmp_path):
+    names = [*HOT, *(path.stem for path in (ROOT / "csrc/cuda").glob("fast_*.cu"))]
+    with ThreadPoolExecutor(2) as pool:
+        jobs = {n: pool.submit(spilling, ROOT / f"csrc/cuda/{n}.cu", tmp_path / f"{n}.o") for n in names}
+        assert {name: job.result() for name, job in jobs.items() if job.result()} == {}
