@@ -12,11 +12,14 @@
 namespace torchcoinfer::avx512 {
 namespace {
 
-constexpr int64_t AHEAD_BYTES = 2048;  // of each block's weights
+// Bytes of each block's weights that are fetched ahead.
+constexpr int64_t ahead_bytes(int blocks) {
+  return blocks == 1 ? 4096 : 2048;
+}
 
 // Blocks that pass over x together: streams of weights, and chains of additions that hide a latency.
 constexpr int blocks_together(int rows) {
-  return rows <= 5 ? 4 : 2;
+  return rows <= 5 ? 4 : rows <= RowTiles::MOST ? 2 : 1;
 }
 // Sums that the quads of a block and digit take in turn.
 constexpr int chains(int rows) {
@@ -33,13 +36,13 @@ TORCHCOINFER_AVX512_INLINE void add_tiles(const uint8_t* const* tiles, int64_t c
     for (int b = 0; b < BLOCKS; ++b)
 #pragma GCC unroll 8
       for (int line = 0; line < BITS; ++line)
-        _mm_prefetch(reinterpret_cast<const char*>(tiles[b] + offset + AHEAD_BYTES + line * VECTOR_BYTES), _MM_HINT_T0);
+        _mm_prefetch(reinterpret_cast<const char*>(tiles[b] + offset + ahead_bytes(BLOCKS) + line * VECTOR_BYTES), _MM_HINT_T0);
 #pragma GCC unroll 8
     for (int q = 0; q < QUADS; ++q, x += ROWS) {
       __m512i quads[BLOCKS];
 #pragma GCC unroll 4
       for (int b = 0; b < BLOCKS; ++b) quads[b] = decode_quad<BITS>(tiles[b] + offset, q);
-#pragma GCC unroll 12
+#pragma GCC unroll 16
       for (int m = 0; m < ROWS; ++m) {
         const __m512i lane = _mm512_set1_epi32(x[m]);
 #pragma GCC unroll 4
@@ -65,7 +68,7 @@ TORCHCOINFER_AVX512 void gemv_blocks(const QuantMatrix& w, const DigitRows& x, c
 #pragma GCC unroll 4
     for (int b = 0; b < BLOCKS; ++b) {
       const int64_t place = (first + b * step) * segments.groups() + segments.group(s);
-#pragma GCC unroll 12
+#pragma GCC unroll 16
       for (int m = 0; m < ROWS; ++m) {
         parts[b][m][0] = start(w, place, starts[m]);
         if (CHAINS > 1) parts[b][m][1] = _mm512_setzero_si512();
@@ -77,7 +80,7 @@ TORCHCOINFER_AVX512 void gemv_blocks(const QuantMatrix& w, const DigitRows& x, c
     for (int b = 0; b < BLOCKS; ++b) {
       tiles[b] += count * tile_bytes(BITS);
       const __m512 scale = load_scales(w, (first + b * step) * segments.groups() + segments.group(s));
-#pragma GCC unroll 12
+#pragma GCC unroll 16
       for (int m = 0; m < HEIGHT; ++m) {
         __m512i digits[DIGITS];
 #pragma GCC unroll 3
@@ -105,7 +108,7 @@ void gemv_tile(const QuantMatrix& w, const DigitRows& x, const Output& out, int6
 
 using Kernel = void (*)(const QuantMatrix&, const DigitRows&, const Output&, int64_t, int64_t);
 
-template <int BITS, int DIGITS, int HEIGHT = RowTiles::MOST / DIGITS>
+template <int BITS, int DIGITS, int HEIGHT = DigitTiles::ALONE / DIGITS>
 Kernel kernel_of_height(int64_t height) {
   if (height == HEIGHT) return gemv_tile<BITS, DIGITS, HEIGHT>;
   if constexpr (HEIGHT > 1) return kernel_of_height<BITS, DIGITS, HEIGHT - 1>(height);

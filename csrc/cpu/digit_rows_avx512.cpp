@@ -77,6 +77,36 @@ TORCHCOINFER_AVX512_INLINE __m512i low_bytes(const __m512i* integers) {
   return _mm512_permutexvar_epi32(order, packed);
 }
 
+// Where the digits of one row alone go: element j of vector v is digit (16 v + j) % DIGITS of lane (16 v + j) / DIGITS,
+// at 16 for the second digit as a permutation of two vectors counts.
+template <int DIGITS>
+struct Weave {
+  alignas(64) int32_t order[DIGITS][16];
+  uint16_t third[DIGITS];
+
+  constexpr Weave() : order(), third() {
+    for (int j = 0; j < 16 * DIGITS; ++j) {
+      order[j / 16][j % 16] = j / DIGITS + (j % DIGITS == 1 ? 16 : 0);
+      if (j % DIGITS == 2) third[j / 16] = static_cast<uint16_t>(third[j / 16] | 1 << j % 16);
+    }
+  }
+};
+
+// Stores the first `count` lanes, 8 or 16, of every digit: [lanes][DIGITS].
+template <int DIGITS>
+TORCHCOINFER_AVX512_INLINE void store_woven(const __m512i* lanes, int64_t count, int32_t* place) {
+  static constexpr Weave<DIGITS> WEAVE;
+#pragma GCC unroll 3
+  for (int v = 0; v < DIGITS; ++v) {
+    const int64_t left = count * DIGITS - 16 * v;
+    const __mmask16 mask = left >= 16 ? 0xffff : left > 0 ? static_cast<__mmask16>((1 << left) - 1) : 0;
+    const __m512i order = _mm512_load_si512(WEAVE.order[v]);
+    __m512i woven = _mm512_permutex2var_epi32(lanes[0], order, lanes[1]);
+    if (DIGITS == 3) woven = _mm512_mask_permutexvar_epi32(woven, WEAVE.third[v], order, lanes[DIGITS - 1]);
+    _mm512_mask_storeu_epi32(place + 16 * v, mask, woven);
+  }
+}
+
 // Columns [begin, end) of one segment, times `factor` and rounded, to digits.
 template <Dtype DTYPE, int DIGITS>
 TORCHCOINFER_AVX512_INLINE void put_segment(const SourceRows& x, int64_t row, int64_t begin, int64_t end, float factor,
@@ -97,19 +127,28 @@ TORCHCOINFER_AVX512_INLINE void put_segment(const SourceRows& x, int64_t row, in
     }
     const int64_t count = std::clamp(end - k, out.unit, int64_t{STEP}) / 4;
     const __mmask16 mask = static_cast<__mmask16>((1u << count) - 1);
+    __m512i lanes[DIGITS];
 #pragma GCC unroll 3
     for (int d = DIGITS - 1; d >= 0; --d) {
-      const __m512i lanes = low_bytes(integers);
-      sums[d] = _mm512_dpbusd_epi32(sums[d], bytes_of(1), lanes);
-      int32_t* place = out.lanes + k / out.unit * out.unit_step + d * out.digit_step;
-      if (out.lane_step == 1)
-        _mm512_mask_storeu_epi32(place, mask, lanes);
-      else
-        _mm512_mask_i32scatter_epi32(place, mask, steps, lanes, sizeof(int32_t));
+      lanes[d] = low_bytes(integers);
+      sums[d] = _mm512_dpbusd_epi32(sums[d], bytes_of(1), lanes[d]);
       if (d == 0) break;
 #pragma GCC unroll 4
       for (int i = 0; i < STEP / QUARTER; ++i)
         integers[i] = _mm512_srai_epi32(_mm512_add_epi32(integers[i], _mm512_set1_epi32(128)), 8);
+    }
+    int32_t* place = out.lanes + k / out.unit * out.unit_step;
+    if constexpr (DIGITS > 1)
+      if (out.lane_step == DIGITS && out.digit_step == 1) {
+        store_woven<DIGITS>(lanes, count, place);
+        continue;
+      }
+#pragma GCC unroll 3
+    for (int d = 0; d < DIGITS; ++d, place += out.digit_step) {
+      if (out.lane_step == 1)
+        _mm512_mask_storeu_epi32(place, mask, lanes[d]);
+      else
+        _mm512_mask_i32scatter_epi32(place, mask, steps, lanes[d], sizeof(int32_t));
     }
   }
   for (int d = 0; d < DIGITS; ++d)

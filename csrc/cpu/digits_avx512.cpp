@@ -72,8 +72,6 @@ class Digits {
 
 void run_linear(const LinearCall& call, const ParallelFor& parallel) {
   const Digits x(call, parallel);
-  const bool one_tile = DigitTiles(call.rows, x.part(0).digits).count == 1;
-  const Kernel kernel = one_tile ? gemv_digits : gemm_digits;
   const int64_t first = call.out.first / BLOCK_N, last = ceil_div(call.out.last, BLOCK_N);
   const int64_t block_parts = ceil_div(last - first, BLOCKS_TOGETHER);
   const int64_t work = BLOCKS_TOGETHER * BLOCK_N * std::max<int64_t>(call.weight.K, 1) * x.rows_each();
@@ -84,7 +82,9 @@ void run_linear(const LinearCall& call, const ParallelFor& parallel) {
       const int64_t block = first + block_part * BLOCKS_TOGETHER;
       Output out = call.out;
       out.y = static_cast<char*>(out.y) + part * x.rows_each() * out.row_stride * dtype_bytes(out.dtype);
-      kernel(call.weight, x.part(part), out, block, std::min(last, block + together * BLOCKS_TOGETHER));
+      const DigitRows rows = x.part(part);
+      const Kernel kernel = DigitTiles(rows.rows, rows.digits).count == 1 ? gemv_digits : gemm_digits;
+      kernel(call.weight, rows, out, block, std::min(last, block + together * BLOCKS_TOGETHER));
       task += together;
     }
   });

@@ -12,7 +12,7 @@ namespace torchcoinfer::avx512 {
 // a power of two for each row and segment. The error is at most 2^-15 (2^-23) of the segment's absolute maximum. A row
 // with a value that is not finite has a scale of NaN.
 //
-// Stored as row tiles (RowTiles of `rows`, MOST / digits rows at most), one after another; in each, a lane is four
+// Stored as row tiles (RowTiles of `rows`, as DigitTiles says), one after another; in each, a lane is four
 // neighboring k of one digit:
 //   lanes   [KT * 8][tile rows][digits]
 //   starts  [S][tile rows][digits]: minus the sum of the segment's digits, times the implicit zero point where the
@@ -38,7 +38,8 @@ struct DigitRows {
 };
 
 struct DigitTiles : RowTiles {
-  DigitTiles(int64_t rows, int digits) : RowTiles(rows, MOST / digits) {}
+  static constexpr int64_t ALONE = 16;  // digits of a tile that is the only one: times one block
+  DigitTiles(int64_t rows, int digits) : RowTiles(rows, (rows * digits <= ALONE ? ALONE : MOST) / digits) {}
 };
 
 // Fills row tiles [begin, end) of rows [row, row + tiles.rows) of x. `factor`: what starts are multiplied by.

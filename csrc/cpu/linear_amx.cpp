@@ -241,7 +241,7 @@ MultiplyPair multiply_pair_of(int bits, const Slabs& slabs) {
 }  // namespace
 
 bool serves(const LinearCall& call) {
-  return DigitTiles(call.rows, digit_count(call)).count > 1;
+  return call.rows * digit_count(call) > RowTiles::MOST;
 }
 
 void run_linear(const LinearCall& call, const ParallelFor& parallel) {

@@ -99,7 +99,7 @@ TORCHCOINFER_AVX512_INLINE void add_tiles(const uint8_t* index, const uint8_t* v
           _mm512_permutexvar_epi16(constants.order, chunk_codes<BITS>(values + c * chunk_bytes(BITS))), zeros);
       const __m512i columns = columns_of(index + 16 * c, constants.shifts);
       add_products(ones, codes, sums[c % 2]);
-#pragma GCC unroll 12
+#pragma GCC unroll 16
       for (int m = 0; m < ROWS; ++m) {
         long long two;
         __builtin_memcpy(&two, x + 2 * m, sizeof two);
@@ -125,7 +125,7 @@ TORCHCOINFER_AVX512 bool multiply_block(const SparseCall& call, const QuantMatri
     const int64_t t = segments.begin(s), place = block * segments.groups() + segments.group(s);
     const __m512i zeros = _mm512_mullo_epi32(load_zeros(w, place), _mm512_set1_epi32(0x01010101));
     __m512i parts[ROWS][CHAINS], sums[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
-#pragma GCC unroll 12
+#pragma GCC unroll 16
     for (int m = 0; m < ROWS; ++m)
 #pragma GCC unroll 2
       for (int i = 0; i < CHAINS; ++i) parts[m][i] = _mm512_setzero_si512();
@@ -133,7 +133,7 @@ TORCHCOINFER_AVX512 bool multiply_block(const SparseCall& call, const QuantMatri
                                   zeros, x.lanes + t * QUADS * ROWS, parts, sums, unsound);
     const __m512 scale = load_scales(w, place);
     const __m512i excess = _mm512_mullo_epi32(_mm512_add_epi32(sums[0], sums[1]), _mm512_set1_epi32(X_CENTER));
-#pragma GCC unroll 12
+#pragma GCC unroll 16
     for (int m = 0; m < HEIGHT; ++m) {
       __m512i digits[DIGITS];
 #pragma GCC unroll 3
@@ -154,7 +154,7 @@ struct Kernel {
   void (*pairs)(const int32_t*, int64_t, int32_t*);
 };
 
-template <int BITS, int DIGITS, int HEIGHT = RowTiles::MOST / DIGITS>
+template <int BITS, int DIGITS, int HEIGHT = DigitTiles::ALONE / DIGITS>
 Kernel kernel_of_height(int64_t height) {
   if (height == HEIGHT) return {multiply_block<BITS, DIGITS, HEIGHT>, pair_lanes<DIGITS * HEIGHT>};
   if constexpr (HEIGHT > 1) return kernel_of_height<BITS, DIGITS, HEIGHT - 1>(height);

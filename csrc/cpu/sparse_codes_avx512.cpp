@@ -10,35 +10,71 @@
 
 #include "cpu/buffer.h"
 #include "cpu/finish_avx512.h"
+#include "cpu/sparse_chunk_avx512.h"
 #include "cpu/sparse_stream.h"
 
 namespace torchcoinfer::avx512 {
 namespace {
 
-constexpr int UNROLL = 4;            // groups
-constexpr int MOST_PAIRED_BITS = 6;  // code minus zero point is an int8
+constexpr int64_t LEAD_BYTES = 512;    // of what is fetched for the next window
+constexpr int MOST_PAIRED_BITS = 6;    // code minus zero point is an int8
 
 int digit_count(const SparseCall& call) {
   return call.activation_bits == 8 ? 1 : call.x.dtype == Dtype::float32 ? 3 : 2;
 }
 
-// parts += the digits' products with `words` groups; ROWS counts digits as rows. Returns the survivors taken.
+template <int BITS>
+TORCHCOINFER_AVX512 void unpack_bits(const uint8_t* chunks, int64_t count, uint8_t* codes) {
+  for (int64_t c = 0; c < count; ++c)
+    _mm512_storeu_si512(codes + c * CHUNK, chunk_codes<BITS>(chunks + c * chunk_bytes(BITS)));
+}
+
+void unpack(const SurvivorStream::Packed& window, int bits, uint8_t* codes) {
+  if (bits == 2) unpack_bits<2>(window.chunks, window.count, codes);
+  if (bits == 3) unpack_bits<3>(window.chunks, window.count, codes);
+  if (bits == 4) unpack_bits<4>(window.chunks, window.count, codes);
+  if (bits == 5) unpack_bits<5>(window.chunks, window.count, codes);
+  if (bits == 6) unpack_bits<6>(window.chunks, window.count, codes);
+  if (bits == 8) unpack_bits<8>(window.chunks, window.count, codes);
+}
+
+// Fetches the next window's chunks and masks while this one's groups are multiplied, a tile's share with every tile.
+struct Fetch {
+  const char* chunks;
+  int64_t tile_bytes;     // of chunks
+  int64_t masks_ahead;    // bytes
+
+  Fetch(const SurvivorStream::Packed& window, int bits, int64_t tiles)
+      : chunks(reinterpret_cast<const char*>(window.chunks + window.count * chunk_bytes(bits)) + LEAD_BYTES),
+        tile_bytes(ceil_div(window.count * chunk_bytes(bits), tiles)),
+        masks_ahead(tiles * TILE_GROUPS * static_cast<int64_t>(sizeof(uint64_t)) + LEAD_BYTES) {}
+  void tile(const uint64_t* masks) {
+    _mm_prefetch(reinterpret_cast<const char*>(masks) + masks_ahead, _MM_HINT_T0);
+    for (int64_t b = 0; b < tile_bytes; b += VECTOR_BYTES) _mm_prefetch(chunks + b, _MM_HINT_T0);
+    chunks += tile_bytes;
+  }
+};
+
+// parts += the digits' products with `tiles` tiles; ROWS counts digits as rows. Returns the survivors taken.
 template <int ROWS, int CHAINS>
-TORCHCOINFER_AVX512_INLINE int64_t add_groups(const uint8_t* survivors, const uint64_t* masks, int64_t words,
-                                              __m512i filler, const int32_t* x, __m512i (*parts)[CHAINS]) {
+TORCHCOINFER_AVX512_INLINE int64_t add_tiles(const uint8_t* survivors, const uint64_t* masks, int64_t tiles,
+                                             __m512i filler, const int32_t* x, Fetch& fetch,
+                                             __m512i (*parts)[CHAINS]) {
   const uint8_t* next = survivors;
-  for (int64_t w = 0; w < words; w += UNROLL)
-#pragma GCC unroll 4
-    for (int i = 0; i < UNROLL; ++i, x += ROWS) {
+  for (int64_t t = 0; t < tiles; ++t, masks += TILE_GROUPS) {
+    fetch.tile(masks);
+#pragma GCC unroll 8
+    for (int i = 0; i < TILE_GROUPS; ++i, x += ROWS) {
       __m512i some = load_vector(next);
       __mmask64 places;
-      asm("kmovq %1, %0" : "=k"(places) : "m"(masks[w + i]));
+      asm("kmovq %1, %0" : "=k"(places) : "m"(masks[i]));
       asm("" : "+v"(some));  // kept apart from the expansion: an expanding load is slow on Zen 5
-      next += __builtin_popcountll(masks[w + i]);
+      next += __builtin_popcountll(masks[i]);
       const __m512i codes = _mm512_mask_expand_epi8(filler, places, some);
-#pragma GCC unroll 12
+#pragma GCC unroll 16
       for (int m = 0; m < ROWS; ++m) add_products(codes, _mm512_set1_epi32(x[m]), parts[m][i % CHAINS]);
     }
+  }
   return next - survivors;
 }
 
@@ -50,24 +86,27 @@ TORCHCOINFER_AVX512 bool multiply_block(const SparseCall& call, const QuantMatri
   const Segments segments(w.K, w.group_size);
   SurvivorStream stream(call.weight, SPREAD_AVX512, block, scratch);
   alignas(64) float sums[HEIGHT][BLOCK_N] = {};
-  for (int64_t t = 0; t < segments.tiles; t += WINDOW_TILES) {
-    const int64_t tiles = std::min(WINDOW_TILES, segments.tiles - t);
+  for (int64_t t = 0; t < segments.tiles; t += CODE_WINDOW_TILES) {
+    const int64_t tiles = std::min(CODE_WINDOW_TILES, segments.tiles - t);
     if (!stream.open(t, tiles)) return false;
-    const uint8_t* survivors = stream.codes(0);
+    const SurvivorStream::Packed window = stream.packed();
+    unpack(window, w.bits, scratch->codes);
+    const uint8_t* survivors = scratch->codes + window.before;
+    Fetch fetch(window, w.bits, tiles);
     for (int64_t i = 0; i < tiles; i += segments.tiles_each) {  // windows are whole segments
       const int64_t s = (t + i) / segments.tiles_each, count = std::min(tiles - i, segments.tiles_each);
       const int64_t place = block * segments.groups() + segments.group(s);
       const __m512i filler = _mm512_mullo_epi32(load_zeros(w, place), _mm512_set1_epi32(0x01010101));
       __m512i parts[ROWS][CHAINS];
-#pragma GCC unroll 12
+#pragma GCC unroll 16
       for (int m = 0; m < ROWS; ++m) {
         parts[m][0] = start(w, place, x.starts[s * ROWS + m]);
         if (CHAINS > 1) parts[m][1] = _mm512_setzero_si512();
       }
-      survivors += add_groups<ROWS, CHAINS>(survivors, stream.masks() + i * TILE_GROUPS, count * TILE_GROUPS, filler,
-                                            x.lanes + (t + i) * QUADS * ROWS, parts);
+      survivors += add_tiles<ROWS, CHAINS>(survivors, stream.masks() + i * TILE_GROUPS, count, filler,
+                                           x.lanes + (t + i) * QUADS * ROWS, fetch, parts);
       const __m512 scale = load_scales(w, place);
-#pragma GCC unroll 12
+#pragma GCC unroll 16
       for (int m = 0; m < HEIGHT; ++m) {
         __m512i digits[DIGITS];
 #pragma GCC unroll 3
@@ -85,7 +124,7 @@ TORCHCOINFER_AVX512 bool multiply_block(const SparseCall& call, const QuantMatri
 
 using Kernel = bool (*)(const SparseCall&, const QuantMatrix&, const DigitRows&, int64_t, StreamScratch*);
 
-template <int DIGITS, int HEIGHT = RowTiles::MOST / DIGITS>
+template <int DIGITS, int HEIGHT = DigitTiles::ALONE / DIGITS>
 Kernel kernel_of_height(int64_t height) {
   if (height == HEIGHT) return multiply_block<DIGITS, HEIGHT>;
   if constexpr (HEIGHT > 1) return kernel_of_height<DIGITS, HEIGHT - 1>(height);

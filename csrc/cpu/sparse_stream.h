@@ -11,6 +11,7 @@
 namespace torchcoinfer {
 
 constexpr int64_t WINDOW_TILES = 8;        // of most walks: 4 KiB of bytes, 16 KiB of floats
+constexpr int64_t CODE_WINDOW_TILES = 32;  // where codes are unpacked, not spread
 constexpr int64_t MOST_WINDOW_TILES = 64;  // where nothing is copied
 constexpr int64_t WINDOW_WORDS = WINDOW_TILES * TILE_GROUPS;
 constexpr int64_t WINDOW_SURVIVORS = WINDOW_WORDS * GROUP_PLACES;
@@ -18,7 +19,7 @@ constexpr int64_t WINDOW_SURVIVORS = WINDOW_WORDS * GROUP_PLACES;
 // What windows are built in; one a thread, for any number of blocks.
 struct StreamScratch {
   uint64_t masks[MOST_WINDOW_TILES * TILE_GROUPS];
-  alignas(64) uint8_t codes[WINDOW_SURVIVORS + CHUNK + SURVIVOR_SLACK];
+  alignas(64) uint8_t codes[CODE_WINDOW_TILES * TILE_GROUPS * GROUP_PLACES + CHUNK + SURVIVOR_SLACK];
   alignas(64) float floats[WINDOW_SURVIVORS + SURVIVOR_SLACK];
 };
 
@@ -53,12 +54,22 @@ class SurvivorStream {
   int64_t count() const {
     return next_ - taken_;
   }
-  // The window's survivors as codes + shift; windows of WINDOW_TILES.
+  // The window's chunks, and how many survivors of the first belong to the window before.
+  struct Packed {
+    const uint8_t* chunks;
+    int64_t count;
+    int64_t before;
+  };
+  Packed packed() const {
+    const int64_t begin = taken_ / CHUNK, bytes = chunk_bytes(w_->bits);
+    return {static_cast<const uint8_t*>(w_->values) + (first_ + begin) * bytes, ceil_div(next_, CHUNK) - begin,
+            taken_ % CHUNK};
+  }
+  // The window's survivors as codes + shift; at most CODE_WINDOW_TILES.
   const uint8_t* codes(int shift) {
-    const int64_t begin = taken_ / CHUNK, end = ceil_div(next_, CHUNK), bytes = chunk_bytes(w_->bits);
-    const uint8_t* source = static_cast<const uint8_t*>(w_->values) + (first_ + begin) * bytes;
-    if (end > begin) spread_->unpack(source, end - begin, w_->bits, shift, scratch_->codes);
-    return scratch_->codes + taken_ % CHUNK;
+    const Packed source = packed();
+    if (source.count > 0) spread_->unpack(source.chunks, source.count, w_->bits, shift, scratch_->codes);
+    return scratch_->codes + source.before;
   }
   // The window's survivors as stored floats; the last of the tensor are copied, since kernels read beyond them.
   const void* floats() {
