@@ -12,7 +12,7 @@ __global__ void pack(const uint8_t* codes, int bits, int64_t N, int64_t K, uint8
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * THREADS + threadIdx.x; i < N * K; i += step) {
     const int64_t row = i / K, column = i % K;
     const int code = codes[i];
-    if (code >> bits) *flag = 1;
+    if (code >> bits) atomicOr(flag, 1);
     uint8_t* tile = packed + (row / BLOCK_N * tiles + column / TILE_K) * tile_bytes(bits);
     or_tile_code(tile, bits, static_cast<int>(row % BLOCK_N), static_cast<int>(column % TILE_K), code);
   }
@@ -68,7 +68,7 @@ __global__ void quantize(const void* weight, Element type, int bits, int64_t gro
     low = -warp_maximum(-low);
     high = warp_maximum(high);
     const Grid grid = choose_grid(low, high, bits, out.zeros == nullptr, out.scale_type);
-    if (!finite || !isfinite(grid.scale)) *flag = 1;
+    if (!finite || !isfinite(grid.scale)) atomicOr(flag, 1);
     if (lane == 0) {
       const int64_t place = (row / BLOCK_N * groups + group) * BLOCK_N + n;
       store_element(grid.scale, out.scales, out.scale_type, place);

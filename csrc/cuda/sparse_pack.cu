@@ -35,7 +35,7 @@ __global__ void pack_pairs(Dense w, int bits, uint8_t* index, uint8_t* out, int3
     int mask = 0;
     for (int k = 0; k < GROUP_K; ++k) mask |= w.keeps(row, column + k) << k;
     if (__popc(mask) > 2) {
-      *flag = 1;
+      atomicOr(flag, 1);
       continue;
     }
     const int nibble = mask_nibble(mask);
@@ -46,7 +46,7 @@ __global__ void pack_pairs(Dense w, int bits, uint8_t* index, uint8_t* out, int3
       if (row >= w.N || column + k >= w.K) continue;
       const uint8_t* value = w.values + (row * w.K + column + k) * w.value_bytes;
       if (bits) {
-        if (mask >> k & 1 && *value >> bits) *flag = 1;
+        if (mask >> k & 1 && *value >> bits) atomicOr(flag, 1);
         or_chunk_code(out + (tile * TILE_CHUNKS + survivor / CHUNK) * chunk_bytes(bits), bits,
                       static_cast<int>(survivor % CHUNK), *value);
       } else if (mask >> k & 1) {
@@ -102,7 +102,7 @@ __global__ void pack_stream(Dense w, int bits, const uint64_t* masks, const int3
       put_value(value, out, survivor, w.value_bytes);
       continue;
     }
-    if (*value >> bits) *flag = 1;
+    if (*value >> bits) atomicOr(flag, 1);
     or_chunk_code(out + survivor / CHUNK * chunk_bytes(bits), bits, static_cast<int>(survivor % CHUNK), *value);
   }
 }
@@ -151,7 +151,7 @@ __global__ void unpack_stream(SparseMatrix w, Unpacked out, int32_t* flag) {
       take_survivor(w, out, block * BLOCK_N + at / GROUP_K,
                     (word + threadIdx.x / GROUP_PLACES) * GROUP_K + at % GROUP_K, first + place);
   }
-  if (!sound || first + ceil_div(seen, CHUNK) * CHUNK != last) *flag = 1;
+  if (!sound || first + ceil_div(seen, CHUNK) * CHUNK != last) atomicOr(flag, 1);
 }
 
 }  // namespace

@@ -293,6 +293,10 @@ Brought meet_warp(Meeting kind, uint32_t mask, const void* payload, int bytes) {
   return reinterpret_cast<Brought>(fiber->received->data());
 }
 
+void read_payload(void* target, const unsigned char* source, size_t bytes) {
+  for (size_t i = 0; i < bytes; ++i) static_cast<volatile unsigned char*>(target)[i] = source[i];
+}
+
 void copy_later(void* target, const void* source, int bytes, int read_bytes) {
   machine.running->open.push_back({target, std::vector<unsigned char>(bytes), source, read_bytes});
   std::memset(target, machine.options.poison, bytes);
