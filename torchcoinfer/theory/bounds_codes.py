@@ -15,9 +15,33 @@ from scipy.optimize import brentq, minimize_scalar
 from scipy.signal import lfilter
 
 from torchcoinfer.errors import ArgumentError
-from torchcoinfer.theory.bounds import FloatArray, joint_l1, joint_rate
+from torchcoinfer.theory.bounds import FloatArray, joint_l1, joint_rate, not_negative, real_array
 
 _LN2 = float(np.log(2.0))
+_MOST_GRID_BITS = 32  # the longest integers that a grid is stored in
+_SUM_TOLERANCE = 1e-6
+_LONGEST_CLIP = 64.0  # in units of E|w|: e^-64 of the weights lie beyond, less than any grid's error
+
+
+def _whole(what: str, value: int, least: int, most: int | None = None) -> int:
+    """The value as an int. Raises ArgumentError for anything but an integer of the range."""
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if not whole or value < least or (most is not None and value > most):
+        limits = f"an integer of at least {least}" + ("" if most is None else f" and at most {most}")
+        raise ArgumentError(f"{what} out of range", got=value, expected=limits, remedy="round it yourself")
+    return int(value)
+
+
+def _positive(**values: float) -> None:
+    for name, value in values.items():
+        number = real_array(name, value)
+        if number.ndim or not (np.isfinite(number) and number > 0.0):
+            raise ArgumentError(
+                f"{name} out of range",
+                got=value,
+                expected="one finite number above 0",
+                remedy="pass such a number",
+            )
 
 
 @dataclass(frozen=True)
@@ -36,13 +60,7 @@ def lloyd_max(levels: int, power: int = 1) -> ScalarQuantizer:
     shifted by a, so D_M = min_a cell(a) + e^-a D_{M-1}. Its stationary point (a - y(a))^power = D_{M-1}, y(a)
     the median or mean of the cell, is one scalar root: a global optimum, no Lloyd iteration.
     """
-    if levels < 1 or power not in (1, 2):
-        raise ArgumentError(
-            "no such Lloyd-Max quantizer",
-            got=f"levels={levels}, power={power}",
-            expected="levels >= 1, power 1 or 2",
-        )
-    chain = _lloyd_chain(int(levels), int(power))
+    chain = _lloyd_chain(_whole("levels", levels, 1), _whole("power", power, 1, 2))
     widths = np.array([width for width, _, _ in reversed(chain[1:])])
     points = np.array([point for _, point, _ in reversed(chain)])
     starts = np.concatenate([[0.0], np.cumsum(widths)])
@@ -81,12 +99,12 @@ def _cell_cost(width: float, level: float, power: int) -> float:
 
 def lloyd_max_l1(magnitude_bits: int) -> float:
     """E|x - x'| of the l1 Lloyd-Max code with 2^R levels on Exp(1): sign + R bits on the Laplacian [D]."""
-    return lloyd_max(1 << magnitude_bits, 1).distortion
+    return lloyd_max(1 << _whole("magnitude_bits", magnitude_bits, 0), 1).distortion
 
 
 def lloyd_max_mse(magnitude_bits: int) -> float:
     """E(x - x')^2 of the Lloyd-Max code with 2^R levels on Exp(1): sign + R bits on the Laplacian [D]."""
-    return lloyd_max(1 << magnitude_bits, 2).distortion
+    return lloyd_max(1 << _whole("magnitude_bits", magnitude_bits, 0), 2).distortion
 
 
 def uniform_grid_l1(step: ArrayLike, bits: int) -> FloatArray:
@@ -94,23 +112,33 @@ def uniform_grid_l1(step: ArrayLike, bits: int) -> FloatArray:
 
     Closed form: the granular part is m cells around each multiple of ``step``, the rest is overload.
     """
-    delta = np.asarray(step, float)
-    top = float((1 << (bits - 1)) - 1)
-    half = np.exp(-0.5 * delta)
-    # cell around 0: int_0^{d/2} x e^-x; other cells: e^{-k d} times int_{-d/2}^{d/2} |x| e^-x
-    zero_cell = 1.0 - half * (1.0 + 0.5 * delta)
-    upper = 1.0 - half * (1.0 + 0.5 * delta)
-    lower = 1.0 + np.exp(0.5 * delta) * (0.5 * delta - 1.0)
+    delta = real_array("step", step)
+    if not np.all(delta > 0.0):
+        raise ArgumentError("step out of range", got=step, expected="above 0", remedy="pass a grid's step")
+    top = float((1 << (_whole("bits", bits, 2, _MOST_GRID_BITS) - 1)) - 1)
+    half = 0.5 * delta
+    # cell around 0: int_0^{d/2} x e^-x; other cells: e^{-k d} times int_{-d/2}^{d/2} |x| e^-x, written so
+    # that nothing cancels at the small steps of many bits
+    zero_cell = -np.expm1(-half) - half * np.exp(-half)
+    cell = 2.0 * half * np.sinh(half) - 4.0 * np.sinh(0.5 * half) ** 2
+    inner = 1.0 + np.exp(half) * (half - 1.0)
     geometric = np.exp(-delta) * -np.expm1(-(top - 1.0) * delta) / -np.expm1(-delta)
-    overload = np.exp(-top * delta) * (lower + 1.0)  # last cell: inner half, then everything above m step
-    return zero_cell + geometric * (upper + lower) + overload
+    overload = np.exp(-top * delta) * (inner + 1.0)  # last cell: inner half, then everything above m step
+    return zero_cell + geometric * cell + overload
 
 
 def best_uniform_grid(bits: int) -> tuple[float, float]:
-    """(step, distortion) of the best-clip symmetric integer grid on the unit Laplacian under |.| [D]."""
+    """(step, distortion) of the best-clip symmetric integer grid on the unit Laplacian under |.| [D].
+
+    Args:
+        bits: 2 to 32, the sign among them.
+    """
+    top = (1 << (_whole("bits", bits, 2, _MOST_GRID_BITS) - 1)) - 1
+    # the best clip lies between half of E|w| and where nothing is left to clip
+    low, high = 0.5 / top, min(8.0, _LONGEST_CLIP / top)
     found = minimize_scalar(
         lambda log_step: float(uniform_grid_l1(np.exp(log_step), bits)),
-        bounds=(np.log(1e-3), np.log(8.0)),
+        bounds=(np.log(low), np.log(high)),
         method="bounded",
         options={"xatol": 1e-10},
     )
@@ -122,6 +150,7 @@ def best_joint_l1(bits: float, magnitude_bits: tuple[int, ...] = tuple(range(9))
 
     Minimizes ``joint_l1`` with Lloyd-Max survivors over rho and b_m at ``joint_rate`` <= ``bits``.
     """
+    not_negative("bits", bits)
     sparsity = np.linspace(0.0, 1.0, 20001)
     best = (1.0, 1.0, 0)  # everything pruned: E|w| = 1, rate 0
     for survivors in magnitude_bits:
@@ -159,12 +188,31 @@ def blahut_arimoto(
         slope: positive; large slopes give small distortions.
         tolerance: bits; stops when the rate is proven to within it.
         max_steps: stops then at the latest, with ``gap`` telling what was reached.
+
+    Raises:
+        ArgumentError: no distribution, a table that does not go with it, or a number out of range.
     """
-    table = np.asarray(distortion, float)
+    _positive(slope=slope, tolerance=tolerance)
+    _whole("max_steps", max_steps, 1)
+    shares, table = not_negative("source", source), not_negative("distortion", distortion)
+    if shares.ndim != 1 or table.ndim != 2 or table.shape[0] != shares.size or 0 in table.shape:
+        raise ArgumentError(
+            "source and distortion do not go together",
+            got=f"shapes {shares.shape} and {table.shape}",
+            expected="[X] and [X, Y]",
+            remedy="give the table one row for each symbol of the source",
+        )
+    if not abs(shares.sum() - 1.0) <= _SUM_TOLERANCE or not np.isfinite(table).all():
+        raise ArgumentError(
+            "the source is no distribution, or a distortion is not finite",
+            got=f"probabilities that sum to {shares.sum():g}",
+            expected="a sum of 1, finite distortions",
+            remedy="divide the source by its sum",
+        )
     kernel = np.exp(-slope * table)
     weighted = kernel * table
     return _alternate(
-        np.asarray(source, float),
+        shares,
         np.full(table.shape[1], 1.0 / table.shape[1]),
         (lambda q: kernel @ q, lambda p: kernel.T @ p, lambda q: weighted @ q),
         slope,
@@ -180,6 +228,10 @@ def exponential_rate_point(
     Cells of width ``step`` up to ``length``; on a uniform grid e^(-s|x-y|) is a two-sided recursive filter,
     so one step of the algorithm costs O(cells) and no matrix is stored.
     """
+    _positive(slope=slope, step=step, length=length, tolerance=tolerance)
+    _whole("max_steps", max_steps, 1)
+    if step > length:
+        raise ArgumentError("step out of range", got=step, expected=f"<= {length}", remedy="a smaller step")
     grid = (np.arange(round(length / step)) + 0.5) * step
     source = np.exp(-grid)
     decay = float(np.exp(-slope * step))

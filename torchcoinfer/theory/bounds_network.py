@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from torchcoinfer.errors import ArgumentError
-from torchcoinfer.theory.bounds import FloatArray, LaplaceFit, laplacian_distortion
+from torchcoinfer.theory.bounds import FloatArray, LaplaceFit, laplacian_distortion, not_negative, real_array
 
 
 @dataclass(frozen=True)
@@ -38,18 +38,23 @@ def reverse_water_filling(
         total_bits: bits over all weights.
         exponent: 1 under |.|, 2 for squared error.
     """
-    scale, count = np.asarray(scales, float).ravel(), np.asarray(counts, float).ravel()
+    scale, count = real_array("scales", scales).ravel(), real_array("counts", counts).ravel()
+    total, power = real_array("total_bits", total_bits), real_array("exponent", exponent)
+    finite = all(np.isfinite(own).all() for own in (scale, count, total, power))
     if (
-        scale.shape != count.shape
+        not finite
+        or scale.shape != count.shape
         or np.any(scale < 0)
         or np.any(count <= 0)
-        or total_bits < 0
-        or exponent <= 0
+        or np.any(total < 0)
+        or np.any(power <= 0)
+        or total.ndim + power.ndim > 0
     ):
         raise ArgumentError(
             "reverse water-filling got layers or a rate that make no sense",
             got=f"{scale.size} scales, {count.size} counts, total_bits={total_bits}, exponent={exponent}",
-            expected="equal lengths, scales >= 0, counts > 0, total_bits >= 0, exponent > 0",
+            expected="equal lengths, all finite, scales >= 0, counts > 0, total_bits >= 0, exponent > 0",
+            remedy="leave out the layers that are not finite",
         )
     with np.errstate(divide="ignore"):
         logs = np.log2(scale)
@@ -60,7 +65,9 @@ def reverse_water_filling(
         size, weighted = np.cumsum(count[order]), np.cumsum(count[order] * logs[order])
         log_levels = (weighted - exponent * total_bits) / size
         # the active set is the longest prefix whose own level lies below its last member's scale
-        active = int(np.nonzero(log_levels <= logs[order])[0][-1])
+        # (rounding can hide that of the first layer alone, where total_bits is next to nothing)
+        below = np.flatnonzero(log_levels <= logs[order])
+        active = int(below[-1]) if below.size else 0
         bits[order] = np.maximum(0.0, (logs[order] - log_levels[active]) / exponent)
         level = float(np.exp2(log_levels[active]))
     elif order.size:
@@ -99,17 +106,25 @@ def worst_case(
         signal: ||f(x)||, above which the bound says nothing (``vacuous``).
         bias_norms, delta_bias_norms: ||b_l|| and ||b_l - b'_l||; default: no biases.
     """
-    norm, delta = np.asarray(norms, float), np.asarray(delta_norms, float)
+    norm, delta = real_array("norms", norms), real_array("delta_norms", delta_norms)
     bias, delta_bias = (
-        np.zeros_like(norm) if given is None else np.asarray(given, float)
+        np.zeros_like(norm) if given is None else real_array("norms of biases", given)
         for given in (bias_norms, delta_bias_norms)
     )
+    not_negative("signal", signal)
+    if not np.all(np.isfinite(not_negative("input_norm", input_norm))):
+        raise ArgumentError(
+            "input_norm out of range", got=input_norm, expected="finite", remedy="pass the largest ||x||"
+        )
     sizes = (norm, delta, bias, delta_bias)
-    if norm.ndim != 1 or any(own.shape != norm.shape or np.any(own < 0) for own in sizes):
+    if norm.ndim != 1 or any(
+        own.shape != norm.shape or not np.all((own >= 0) & np.isfinite(own)) for own in sizes
+    ):
         raise ArgumentError(
             "norms of the layers and of their errors do not go together",
             got=f"shapes {norm.shape} and {delta.shape}",
-            expected="equally long lists of non-negative numbers",
+            expected="equally long lists of finite, non-negative numbers",
+            remedy="give one norm a layer",
         )
     with np.errstate(divide="ignore"):
         logs = zip(*(np.log(own) for own in (norm, norm + delta, delta, bias, delta_bias)), strict=True)

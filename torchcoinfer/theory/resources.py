@@ -10,76 +10,43 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 from scipy.optimize import brentq
 
 from torchcoinfer.errors import ArgumentError
-
-
-@dataclass(frozen=True)
-class Stage:
-    """Device or server: ``coefficient`` = eta psi, and the highest clock."""
-
-    coefficient: float
-    max_hz: float
-
-
-@dataclass(frozen=True)
-class Radio:
-    """Uplink with Shannon's rate r(p) = B log2(1 + p snr_per_w), snr_per_w = g/(N0 B)."""
-
-    bandwidth_hz: float
-    snr_per_w: float
-    max_w: float
-
-    def rate_bps(self, transmit_w: float) -> float:
-        return self.bandwidth_hz * math.log2(1.0 + transmit_w * self.snr_per_w)
-
-    def power_w(self, rate_bps: float) -> float:
-        return math.expm1(rate_bps / self.bandwidth_hz * math.log(2.0)) / self.snr_per_w
-
-
-@dataclass(frozen=True)
-class Allocation:
-    """The least energy of one run, and how it is reached. Clocks and power are 0 for an empty stage."""
-
-    energy_j: float
-    latency_s: float
-    device_hz: float
-    server_hz: float
-    transmit_w: float = 0.0
-
-
-# [Q]: 2 GHz and 10 GHz; 32 and 128 FLOP a cycle; eta = 1 and 2; psi = 2e-29 and 1e-28 W/(cycle/s)^3
-Q_DEVICE, Q_SERVER = Stage(1.0 * 2e-29, 2e9), Stage(2.0 * 1e-28, 10e9)
-Q_DEVICE_FLOPS_PER_CYCLE, Q_SERVER_FLOPS_PER_CYCLE = 32.0, 128.0
-Q_FLOAT_BITS = 32
-
-
-def _check(**values: float) -> None:
-    for name, value in values.items():
-        if not (math.isfinite(value) and value >= 0):
-            raise ArgumentError(
-                f"{name} must be finite and at least 0", got=value, expected="SI units",
-                remedy="check the loads and limits passed in",
-            )  # fmt: skip
+from torchcoinfer.theory.stages import (
+    Q_DEVICE,
+    Q_DEVICE_FLOPS_PER_CYCLE,
+    Q_FLOAT_BITS,
+    Q_SERVER,
+    Q_SERVER_FLOPS_PER_CYCLE,
+    Allocation,
+    Radio,
+    Stage,
+    check,
+)
 
 
 def least_energy(a1: float, a2: float, latency_s: float, device: Stage, server: Stage) -> Allocation | None:
     """[Q]'s P1 for given loads: least ``k1 a1 f^2 + k2 a2 g^2`` subject to ``a1/f + a2/g <= latency_s``.
 
     Without limits the clocks keep f/g = r = (k2/k1)^(1/3) and f = (a1 + a2 r)/T0; a clock above its maximum
-    is set to it and the other stage takes the time that is left (the problem is convex). None: impossible.
+    is set to it and the other stage takes the time that is left (the problem is convex). A stage whose energy
+    is free runs at its highest clock. None: impossible.
 
     Args:
         a1, a2: cycles on the device and on the server.
     """
-    _check(a1=a1, a2=a2, latency_s=latency_s)
+    check(a1=a1, a2=a2, latency_s=latency_s)
     if a1 / device.max_hz + a2 / server.max_hz > latency_s or latency_s == 0:
         return None
-    ratio = (server.coefficient / device.coefficient) ** (1.0 / 3.0)
-    f = (a1 + a2 * ratio) / latency_s
-    g = f / ratio
+    if device.coefficient == 0 or server.coefficient == 0:
+        f, g = _clocks_of_free_energy(a1, a2, latency_s, device, server)
+    else:
+        ratio = (server.coefficient / device.coefficient) ** (1.0 / 3.0)
+        f = (a1 + a2 * ratio) / latency_s
+        g = f / ratio
     if a1 > 0 and f > device.max_hz:
         f, left = device.max_hz, latency_s - a1 / device.max_hz
         g = min(a2 / left, server.max_hz) if a2 > 0 else 0.0
@@ -90,6 +57,19 @@ def least_energy(a1: float, a2: float, latency_s: float, device: Stage, server: 
     energy = device.coefficient * a1 * f**2 + server.coefficient * a2 * g**2
     time = (a1 / f if a1 > 0 else 0.0) + (a2 / g if a2 > 0 else 0.0)
     return Allocation(energy, time, f, g)
+
+
+def _clocks_of_free_energy(
+    a1: float, a2: float, latency_s: float, device: Stage, server: Stage
+) -> tuple[float, float]:
+    """Who pays nothing runs at its highest clock; the other stage takes the time that is left."""
+    if device.coefficient == 0 and server.coefficient == 0:
+        return device.max_hz, server.max_hz
+    if device.coefficient == 0:
+        left = latency_s - a1 / device.max_hz
+        return device.max_hz, min(a2 / left, server.max_hz) if left > 0 else server.max_hz
+    left = latency_s - a2 / server.max_hz
+    return min(a1 / left, device.max_hz) if left > 0 else device.max_hz, server.max_hz
 
 
 def _root_of_rate(value: float) -> float:
@@ -123,7 +103,7 @@ def least_energy_with_link(
     Args:
         bits: S, what crosses the link.
     """
-    _check(a1=a1, bits=bits, a2=a2, latency_s=latency_s)
+    check(a1=a1, bits=bits, a2=a2, latency_s=latency_s)
     shortest = [a1 / device.max_hz, bits / radio.rate_bps(radio.max_w), a2 / server.max_hz]
     if sum(shortest) > latency_s or latency_s == 0:
         return None
@@ -176,6 +156,7 @@ def largest_load(
 ) -> float:
     """Largest load a in [0, upper] with ``energy_of(a).energy_j <= energy_j``, which increases in a; by
     bisection from the feasible side. 0 also if nothing is feasible: check ``energy_of(0)``."""
+    check(energy_j=energy_j, upper=upper)
 
     def fits(load: float) -> bool:
         found = energy_of(load)
@@ -213,7 +194,16 @@ def quantized_split(
 
     The objective D_U - D_L strictly decreases in the bit-width, so no search beyond feasibility is needed;
     the width is an integer and re-checked, never rounded up into infeasibility. None: impossible.
+
+    Raises:
+        ArgumentError: a load or limit below 0 or not finite, a width outside 1 to ``float_bits``.
     """
+    check(device_flops=device_flops, server_flops=server_flops, latency_s=latency_s, energy_j=energy_j)
+    if not all(isinstance(width, Integral) and 1 <= width <= float_bits for width in bits):
+        raise ArgumentError(
+            "a bit-width is out of range", got=tuple(bits), expected=f"integers in 1..{float_bits}",
+            remedy="leave out the widths that no code has",
+        )  # fmt: skip
     a2 = server_flops / Q_SERVER_FLOPS_PER_CYCLE
     for width in sorted(bits, reverse=True):
         a1 = width / float_bits * device_flops / Q_DEVICE_FLOPS_PER_CYCLE
@@ -250,7 +240,13 @@ def pruned_split(
 
     Args:
         splits: (device FLOPs, bits on the link, server FLOPs) of each split.
+
+    Raises:
+        ArgumentError: a load or limit below 0 or not finite.
     """
+    check(latency_s=latency_s, energy_j=energy_j)
+    for n1, bits, n2 in splits:
+        check(device_flops=n1, link_bits=bits, server_flops=n2)
     best: tuple[float, float, int, Allocation] | None = None
     for index, (n1, bits, n2) in enumerate(splits):
 
