@@ -81,6 +81,9 @@ def test_infinite_errors_stay_infinite():
         (lambda: certify([math.nan], 0.5), "NaN"),
         (lambda: kappa([1.0], [1.0, 2.0], 0.5), "one length"),
         (lambda: kappa([0.0], [1.0], 0.5), "positive"),
+        (lambda: kappa([math.inf] * 20, [1.0] * 20, 0.1), "finite"),
+        (lambda: kappa([1.0, math.nan], [1.0] * 2, 0.5), "finite"),
+        (lambda: kappa([1.0], [math.nan], 0.5), "NaN"),
     ],
 )
 def test_bad_input(call, words):

@@ -168,6 +168,9 @@ def test_random_configurations_are_predicted_and_measured():
         allowed=lambda point: point.option == FINE,
     )  # fmt: skip
     assert len(set(only_fine.measured)) == 1
+    for bad in (-1, 0, 2.5):
+        with pytest.raises(ArgumentError, match=r"configurations.*at least 1"):
+            random_trials(reference(traced, statistics, batches), curves, weights, configurations=bad)
     with pytest.raises(ArgumentError, match="no option may be drawn"):
         random_trials(
             reference(traced, statistics, batches), {"0": curves["0"][:1]}, weights, configurations=1

@@ -136,3 +136,29 @@ def test_unmeasured_options_are_left_out_and_refused():
     assert [point.option for point in table[layers[0]]] == [FINE]
     with pytest.raises(ArgumentError, match="not measured"):
         made.distortion({layers[0]: low})
+
+
+BAD_MEASUREMENTS = {
+    "unknown layer": ("three", lambda own: own, {}),
+    "unknown layer around": ("one", lambda own: own, {"three": torch.zeros(5, 6)}),
+    "nothing": ("one", lambda own: None, {}),
+    "number": ("one", lambda own: 1.0, {}),
+    "another shape": ("one", lambda own: own[:, :3], {}),
+    "one row": ("one", lambda own: own[:1], {}),
+    "vector": ("one", lambda own: own[0], {}),
+    "shifted": ("one", lambda own: Shifted(own[:1], torch.zeros(5)), {}),
+    "around": ("one", lambda own: own, {"two": torch.zeros(5, 5)}),
+    "not finite": ("one", lambda own: own * float("nan"), {}),
+    "infinite output": ("one", lambda own: lambda x: torch.full((4, 5), float("inf")), {}),
+}
+
+
+@pytest.mark.parametrize("name", BAD_MEASUREMENTS)
+def test_what_cannot_be_measured_is_refused(name):
+    layer, made, around = BAD_MEASUREMENTS[name]
+    original, weights, _ = parallel(5)
+    with pytest.raises(ArgumentError) as refused:
+        measure_interactions(
+            original, {layer: (COARSE,)}, lambda _, option: made(weights["one", option]), around=around
+        )
+    assert refused.value.got and refused.value.expected and refused.value.remedy

@@ -36,7 +36,7 @@ def certify(errors: Sequence[float], alpha: float, rounds: int = 1) -> float | U
     in exact rational arithmetic of the decimal that ``alpha`` prints as.
 
     Args:
-        errors: per sample, any order, finite.
+        errors: per sample, any order; an infinite one (a model that diverges) is covered by nothing finite.
         alpha: in (0, 1).
         rounds: how many certificates are drawn from the same samples; each then has level alpha / rounds.
 
@@ -44,12 +44,19 @@ def certify(errors: Sequence[float], alpha: float, rounds: int = 1) -> float | U
         ArgumentError: alpha outside (0, 1), rounds below 1, or an error that is NaN.
     """
     if not 0.0 < alpha < 1.0:
-        raise ArgumentError("alpha", got=alpha, expected="a value in (0, 1)")
+        raise ArgumentError(
+            "alpha", got=alpha, expected="a value in (0, 1)", remedy="0.1 asks for a level of 90 %"
+        )
     if rounds < 1:
-        raise ArgumentError("rounds", got=rounds, expected="at least 1")
+        raise ArgumentError("rounds", got=rounds, expected="at least 1", remedy="pass 1 for one certificate")
     values = sorted(float(error) for error in errors)
     if any(math.isnan(value) for value in values):
-        raise ArgumentError("an error is NaN", got=f"{len(values)} errors", expected="numbers")
+        raise ArgumentError(
+            "an error is NaN",
+            got=f"{len(values)} errors",
+            expected="numbers",
+            remedy="count what a model that diverges makes as infinite",
+        )
     level = Fraction(repr(float(alpha))) / rounds
     rank = math.ceil((len(values) + 1) * (1 - level))
     if rank > len(values):
@@ -65,13 +72,19 @@ def kappa(predicted: Sequence[float], measured: Sequence[float], alpha: float) -
     with probability at least 1 − alpha. It does not cover the optimized one: optimizing selects for optimism.
 
     Raises:
-        ArgumentError: different lengths, or a prediction that is not positive.
+        ArgumentError: different lengths, a prediction that is not positive and finite, or a NaN.
     """
     if len(predicted) != len(measured):
         lengths = len(predicted), len(measured)
         raise ArgumentError("predicted and measured", got=lengths, expected="one length")
-    if any(not value > 0.0 for value in predicted):
-        raise ArgumentError("predicted distortion", got=min(predicted), expected="positive values")
+    bad = [float(value) for value in predicted if not 0.0 < value < math.inf]
+    if bad:
+        raise ArgumentError(
+            "predicted distortion",
+            got=bad[0],
+            expected="positive values, all finite",
+            remedy="leave out what is not predicted",
+        )
     factor = certify([m / p for p, m in zip(predicted, measured)], alpha)
     if isinstance(factor, Unavailable):
         return replace(factor, reason=f"level {alpha:g} needs more random configurations")

@@ -17,6 +17,7 @@ buckets, which leaves inner products unbiased.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -130,7 +131,14 @@ def measure_interactions(
         replacement: gives what stands for the layer's weight.
         around: what the other layers are meanwhile (``halfway`` to a configuration); default: unchanged.
         seed: of the sketch.
+
+    Raises:
+        ArgumentError: a layer that the model does not have, a replacement that is no weight of its layer's
+            shape, or one that makes the output other than finite.
     """
+    weights = _Weights(reference, (*options, *(around or {})))
+    for layer, value in (around or {}).items():
+        weights.check(layer, value)
     sketch, context = _Sketch(reference, seed), dict(around or {})
     scale = reference.statistics.judge.factor / (reference.samples * reference.statistics.signal)
     vectors = {}
@@ -139,8 +147,17 @@ def measure_interactions(
         others = {name: value for name, value in context.items() if name != layer}
         before = list(_outputs(reference, others)) if others else reference.judged
         for option in choices:
-            after = _outputs(reference, {**others, layer: replacement(layer, option)})
-            vectors[layer, option] = sketch.of_change(before, after, scale)
+            made = replacement(layer, option)
+            weights.check(layer, made)
+            vector = sketch.of_change(before, _outputs(reference, {**others, layer: made}), scale)
+            if not math.isfinite(_square(vector)):
+                raise ArgumentError(
+                    f"layer {layer!r} at {option} makes an output that is not finite",
+                    got="NaN or infinity",
+                    expected="finite weights",
+                    remedy="leave the option out",
+                )
+            vectors[layer, option] = vector
             bar.update()
     bar.close()
     return Interactions(vectors)
@@ -153,6 +170,34 @@ def halfway(weight: Tensor, changed: Replacement) -> Replacement:
     if not isinstance(changed, Tensor):
         raise ArgumentError("replacement", got=type(changed).__name__, expected="a tensor or Shifted")
     return torch.lerp(weight.to(changed.dtype), changed, 0.5)
+
+
+class _Weights:
+    """Shapes of the layers' weights [N, K], against which replacements are held."""
+
+    def __init__(self, reference: Reference, layers: Iterable[str]):
+        interpreter = Interpreter(reference.traced)
+        known = {call.layer for call in interpreter.calls}
+        for layer in layers:
+            if layer not in known:
+                raise ArgumentError(
+                    "no such layer",
+                    got=layer,
+                    expected=f"one of {sorted(known)}",
+                    remedy="name a layer to change",
+                )
+        self._shapes = {layer: tuple(interpreter.weight(layer).shape) for layer in dict.fromkeys(layers)}
+
+    def check(self, layer: str, made: Replacement) -> None:
+        weight = made.weight if isinstance(made, Shifted) else made
+        shape = tuple(weight.flatten(1).shape) if isinstance(weight, Tensor) and weight.ndim > 1 else None
+        if shape != self._shapes[layer] and (shape is not None or not callable(made)):
+            raise ArgumentError(
+                f"replacement of layer {layer!r}",
+                got=shape or (tuple(weight.shape) if isinstance(weight, Tensor) else type(made).__name__),
+                expected=f"a weight {list(self._shapes[layer])}, Shifted, or a callable",
+                remedy="return what stands for the layer's weight",
+            )
 
 
 def _outputs(reference: Reference, replacements: Mapping[str, Replacement]) -> Iterator[Tensor]:

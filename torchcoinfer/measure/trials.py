@@ -41,13 +41,20 @@ def random_trials(
         reference: the original model's outputs on the data to measure on.
         curves: the additive table.
         replacement: gives what stands for the layer's weight; called for each layer of each configuration.
-        configurations: how many; a level α needs at least 1/α − 1.
+        configurations: how many, at least 1; a level α needs at least 1/α − 1.
         seed: of the draws.
         allowed: which points may be drawn; default: all that change something.
 
     Raises:
-        ArgumentError: no point may be drawn for any layer.
+        ArgumentError: no point may be drawn for any layer, or no number of configurations.
     """
+    if not isinstance(configurations, int) or configurations < 1:
+        raise ArgumentError(
+            "configurations",
+            got=configurations,
+            expected="an integer of at least 1",
+            remedy="pass how many to measure",
+        )
     choices = _choices(curves, allowed or (lambda point: True))
     generator = random.Random(seed)
     predicted, measured = [], []
