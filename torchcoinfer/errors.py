@@ -80,7 +80,8 @@ class InfeasibleBudget(TorchCoinferError, ValueError):
         super().__init__(
             fact,
             got=got,
-            expected=f"at least {attainable}; row by row, the others dropped: {least}",
+            expected=f"all rows alike relaxed as little as possible, {attainable}; "
+            f"row by row, the others dropped: at least {least}",
             remedy="pass error.attainable as the budget, or relax the rows named, or widen Search",
         )
         self.attainable, self.least = attainable, least

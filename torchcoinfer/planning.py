@@ -6,6 +6,7 @@ What needs torch is imported when it is used: a plan from a saved table needs no
 from __future__ import annotations
 
 import argparse
+import os
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -29,7 +30,7 @@ DEFAULTS = {"device": "raspberry-pi-5", "server": "local", "link": "wifi-5ghz"}
 
 def _planning_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--model", default="minilm", help="minilm, torchvision:<name>, a Hugging Face id or a folder"
+        "--model", help="minilm (the default), torchvision:<name>, a Hugging Face id or a folder"
     )
     for row, meaning in BUDGET_ROWS.items():
         parser.add_argument(f"--{row}", metavar="LIMIT", help=f"budget: {meaning}")
@@ -38,8 +39,8 @@ def _planning_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{role}", help=f"{role} profile: preset or file{measured}; default {default}")
     parser.add_argument("--cut", help="'device', 'server' or a cut's name; chosen if not given")
     parser.add_argument("--bits", help="bit widths to choose from, for instance 2,3,4,8")
-    parser.add_argument("--costs", default="preset", choices=["measured", "preset", "analytic"])
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--costs", choices=["measured", "preset", "analytic"], help="default preset")
+    parser.add_argument("--seed", type=int, help="default 0")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
 
 
@@ -60,7 +61,12 @@ def plan(options: argparse.Namespace) -> int:
     """Trace, calibrate, score and solve, or solve again from a saved table; nothing is compressed."""
     axis, budget = options.pareto and options.pareto.replace("-", "_"), _budget(options)
     if axis:
-        import_module("torchcoinfer.theory.pareto").check_axis("distortion", axis)
+        fronts = import_module("torchcoinfer.theory.pareto")
+        fronts.check_points(options.points)
+        # a saved table may have another objective, and says itself that no front lies along that
+        fronts.check_axis("" if options.table else "distortion", axis)
+    for path in (options.output, options.save_table):
+        _check_file(path)
     chosen, table, details, front = (_from_table if options.table else _from_model)(options, budget, axis)
     print(import_module("torchcoinfer.report").Report(chosen, details))
     _write_text(options.output, chosen.to_json())
@@ -79,11 +85,17 @@ def plan(options: argparse.Namespace) -> int:
 
 def _from_table(options: argparse.Namespace, budget: Any, axis: str | None) -> tuple[Any, ...]:
     table = import_module("torchcoinfer.theory.scored").Scored.from_json(_read_text(options.table))
-    search = replace(table.search, cut=options.cut, **_bits(options.bits))
+    contradicting = [name for name in ("model", "costs", "seed") if getattr(options, name) is not None]
+    if contradicting:
+        raise ArgumentError(
+            "a table holds its own model, costs and seed", got=f"--{contradicting[0]} beside --table",
+            remedy="leave the option out, or score the model again without --table",
+        )  # fmt: skip
+    table = table.narrowed(options.cut, **_bits(options.bits))
     given = {role: getattr(options, role) for role in DEFAULTS if getattr(options, role) is not None}
     profile = import_module("torchcoinfer.profile") if given else None
     found = {role: getattr(profile, f"{role}_profile")(name) for role, name in given.items()}
-    table = replace(table, search=search, **found)
+    table = replace(table, **found)
     front = table.front(budget, axis, options.points) if axis else None
     return table.plan(budget), table, {}, front
 
@@ -115,7 +127,7 @@ def compress(options: argparse.Namespace) -> int:
 
 def _task(options: argparse.Namespace) -> tuple[Any, Any]:
     """The model by name, and the data that the demo would calibrate it on."""
-    loaded = import_module("torchcoinfer.models").load_model(options.model)
+    loaded = import_module("torchcoinfer.models").load_model(options.model or "minilm")
     for note in loaded.notes:
         print(f"note: {note}")
     return loaded, import_module("torchcoinfer.bench.tasks").task_for(loaded, progress=not options.quiet)
@@ -124,7 +136,8 @@ def _task(options: argparse.Namespace) -> tuple[Any, Any]:
 def _arguments(options: argparse.Namespace) -> tuple[dict[str, Any], Any]:
     """What ``compress_and_split`` takes beside model and budget, and the model."""
     limits = import_module("torchcoinfer.theory.budget")
-    search = limits.Search(cut=options.cut, costs=options.costs, seed=options.seed, **_bits(options.bits))
+    costs, seed = options.costs or "preset", options.seed or 0
+    search = limits.Search(cut=options.cut, costs=costs, seed=seed, **_bits(options.bits))
     loaded, task = _task(options)
     profiles = {role: getattr(options, role) or default for role, default in DEFAULTS.items()}
     arguments = {
@@ -171,6 +184,17 @@ def _bits(text: str | None) -> dict[str, tuple[int, ...]]:
         raise ArgumentError(
             "--bits cannot be read", got=repr(text), expected="integers, as in 2,3,4,8"
         ) from error
+
+
+def _check_file(path: Path | None) -> None:
+    """Before anything costly runs: whether a file can be written there."""
+    if path is not None and (
+        path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK)
+    ):
+        raise ArgumentError(
+            "cannot write a file there", got=str(path), expected="a file in a folder that exists",
+            remedy="make the folder, or name another file",
+        )  # fmt: skip
 
 
 def _write_text(path: Path, text: str) -> None:

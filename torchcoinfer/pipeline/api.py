@@ -13,7 +13,7 @@ from torch import nn
 from torchcoinfer.errors import ArgumentError, CalibrationError, InfeasibleBudget, PlanError
 from torchcoinfer.measure import curves, reference
 from torchcoinfer.models import default_inputs
-from torchcoinfer.pipeline.border import Data, check_model, check_search
+from torchcoinfer.pipeline.border import Data, check_model, check_plan, check_search
 from torchcoinfer.pipeline.refine import refined, tried
 from torchcoinfer.pipeline.run import Run, apply, statistics_of
 from torchcoinfer.profile import device_profile, link_profile, measure_costs, server_profile
@@ -21,8 +21,8 @@ from torchcoinfer.provenance import model_hash
 from torchcoinfer.result import Result
 from torchcoinfer.theory.budget import Budget, Search, Workload
 from torchcoinfer.theory.costs import DeviceProfile, LinkProfile
-from torchcoinfer.theory.graph import candidate_cuts
 from torchcoinfer.theory.plan import Plan
+from torchcoinfer.theory.solve_problem import considered_cuts
 from torchcoinfer.trace import Traced, trace
 
 CERTIFICATION_ROUNDS = 3  # plans that Budget(certified_distortion=...) may try, each certified at alpha / 3
@@ -112,6 +112,7 @@ def apply_plan(
     examples = default_inputs(model) if example_inputs is None else example_inputs
     data = Data.of(examples, calibration, validation, search.seed)
     traced = trace(model, examples, dynamic_shapes=dynamic_shapes)
+    check_plan(traced.graph, plan)
     statistics = statistics_of(traced, data, search, progress)
     judged = reference(traced, statistics, data.validation) if data.validation else None
     return apply(traced, statistics, judged, plan, examples, dynamic_shapes, None, search, {}, progress)
@@ -139,11 +140,10 @@ def prepare(
             "the model computes nothing: there is nothing to choose or to cut", got=type(model).__name__,
             remedy="pass a model that computes its output from its inputs",
         )  # fmt: skip
+    wanted, _ = considered_cuts(traced.graph, search.cut)
     statistics = statistics_of(traced, data, search, progress)
     judged = reference(traced, statistics, data.validation) if data.validation else None
     table = curves.nearest_curves(traced, statistics, search, progress=progress)
-    cuts = candidate_cuts(traced.graph)
-    wanted = [cut for cut in cuts if search.cut in (None, cut.name)]
     cut_table = curves.cut_curves(traced, statistics, wanted, search, progress=progress)
     sides = _measured(traced, profiles[:2], search)
     return Run(

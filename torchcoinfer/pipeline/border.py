@@ -10,9 +10,12 @@ from typing import Any
 from torch import nn
 
 from torchcoinfer.calibrate import split_validation
-from torchcoinfer.errors import ArgumentError, CalibrationError
+from torchcoinfer.errors import ArgumentError, CalibrationError, PlanError
 from torchcoinfer.theory.budget import Search
 from torchcoinfer.theory.costs import DeviceProfile
+from torchcoinfer.theory.graph import Graph, cut_from_tensors, layer_sides
+from torchcoinfer.theory.options import WEIGHT_BITS
+from torchcoinfer.theory.plan import Plan
 from torchcoinfer.trace.layers import layer_kind
 
 
@@ -66,6 +69,46 @@ def check_model(model: Any) -> None:
         raise ArgumentError(
             "the model is itself a layer, and a layer is replaced inside its model", got=type(model).__name__,
             expected="a module that holds layers", remedy="wrap it: nn.Sequential(model)",
+        )  # fmt: skip
+
+
+def check_plan(graph: Graph, plan: Plan) -> None:
+    """Whether the plan is one of this model, and agrees with itself.
+
+    Raises:
+        PlanError: other layers, a cut whose name, tensors and sides differ, or structured pruning, which is
+            planned but not applied yet.
+    """
+    remedy = "apply the plan as it was made, to the model that it was made for"
+    layers = {layer.name for layer in graph.layers}
+    if set(plan.layers) != layers:
+        other = sorted(layers ^ set(plan.layers))
+        raise PlanError("the plan's layers are not the model's", got=other[:8], remedy=remedy)
+    try:
+        cut = cut_from_tensors(graph, [name for name, _ in plan.cut.tensors])
+    except ArgumentError as error:
+        raise PlanError("the plan's cut does not divide this model", got=str(error), remedy=remedy) from error
+    if cut.name != plan.cut.name and not (plan.cut.name == "server" and not cut.tensors):
+        raise PlanError(
+            "the plan's cut has another name than its tensors say", got=repr(plan.cut.name),
+            expected=repr(cut.name), remedy=remedy,
+        )  # fmt: skip
+    other = {row.bits for row in plan.layers.values()} - {*WEIGHT_BITS, 16, 32}
+    if other:
+        raise PlanError(
+            "bits that no kernel has", got=sorted(other), expected=f"among {WEIGHT_BITS}", remedy=remedy
+        )
+    sides = layer_sides(graph, cut)
+    wrong = [name for name, row in plan.layers.items() if row.side != sides[name]]
+    if wrong:
+        raise PlanError("layers on another side than the cut says", got=wrong[:8], remedy=remedy)
+    pruned = [
+        n for n, row in plan.layers.items() if row.kept_channels or min(row.kept_rows, row.kept_columns) < 1
+    ]
+    if pruned:
+        raise PlanError(
+            "structured pruning is planned, but not applied yet", got=pruned[:8],
+            expected="kept_rows and kept_columns of 1", remedy="plan without couplings",
         )  # fmt: skip
 
 

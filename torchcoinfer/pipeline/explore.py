@@ -60,6 +60,8 @@ def pareto(
     """
     fronts.check_axis((search or Search()).minimize, axis)
     fronts.check_points(points)
+    if isinstance(budget, Budget):
+        fronts.check_uncertified(budget)
     own = study(
         model, budget, example_inputs, dynamic_shapes=dynamic_shapes, calibration=calibration,
         validation=validation, workload=workload, device=device, server=server, link=link, search=search,
@@ -103,6 +105,7 @@ class Study:
     def plan(self, budget: Budget) -> tuple[Plan, Scored, dict[str, Any]]:
         """The plan that ``compress_and_split`` would apply, the table it was solved from, and details for its
         report. The plan has no bounds: nothing was compressed or measured."""
+        fronts.check_uncertified(budget)
         run = replace(self.run)  # a refinement changes the table around its plan
         plan = run.planned(budget)
         self.run.table, table = run.table, self.scored(run)

@@ -97,7 +97,8 @@ def _fitted(
 
 def tried(run: Run) -> Trials:
     """Random roundings of all layers, predicted by the additive table and measured on the validation data."""
-    if run.judged is None:
+    choices = any(not unchanged(point.option) for points in run.table.values() for point in points)
+    if run.judged is None or not choices:
         return Trials((), ())
     return random_trials(
         run.judged, run.table, partial(replacement_of, run), configurations=run.search.trials,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
 import tempfile
@@ -12,8 +11,9 @@ from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any
 
-from torchcoinfer.errors import FormatError, UnitError
+from torchcoinfer.errors import FormatError
 from torchcoinfer.theory.costs import DeviceProfile, LinkProfile
+from torchcoinfer.theory.profile_check import check_profile
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -22,16 +22,6 @@ else:
 
 Profile = DeviceProfile | LinkProfile
 _TYPES = {"device": DeviceProfile, "server": DeviceProfile, "link": LinkProfile}
-# zero is meant for these: no dynamic power, no latency, no overhead
-_MAY_BE_ZERO = {
-    "energy_coefficient",
-    "static_w",
-    "op_overhead_s",
-    "rtt_s",
-    "receive_w",
-    "transmit_w",
-    "measured",
-}
 
 
 def load_profile(path: str | Path) -> Profile:
@@ -78,51 +68,6 @@ def _from_mapping(content: Any, where: str) -> Profile:
         elif isinstance(value, str):
             given[name] = value.strip()
     return check_profile(profile_type(**given), where)
-
-
-def check_profile(profile: Profile, where: str) -> Profile:
-    """The same profile, its numbers checked.
-
-    Raises:
-        UnitError: a quantity is not a finite number above zero (or zero where that has a meaning), or the
-            clocks do not ascend.
-    """
-    for field in fields(profile):
-        value = getattr(profile, field.name)
-        if field.name in ("name", "source", "basis"):
-            if not isinstance(value, str) or not value:
-                raise UnitError(f"{field.name} of {where} is no text", got=repr(value), expected="a text")
-        elif value is not None:
-            _check_numbers(field.name, value, where)
-    ladder = (
-        ("clocks_hz", profile.clocks_hz)
-        if isinstance(profile, DeviceProfile)
-        else ("transmit_w", profile.transmit_w)
-    )
-    if not ladder[1] or list(ladder[1]) != sorted(set(ladder[1])):
-        raise UnitError(
-            f"{ladder[0]} of {where} must ascend", got=ladder[1], expected="at least one value, ascending"
-        )
-    return profile
-
-
-def _check_numbers(name: str, value: Any, where: str) -> None:
-    numbers = (
-        value.values()
-        if isinstance(value, Mapping)
-        else value
-        if isinstance(value, (tuple, list))
-        else (value,)
-    )
-    for number in numbers:
-        real = isinstance(number, (int, float)) and not isinstance(number, bool) and math.isfinite(number)
-        if not real or number < 0 or (number == 0 and name not in _MAY_BE_ZERO):
-            raise UnitError(
-                f"{name} of {where} is not a usable quantity",
-                got=repr(number),
-                expected="a finite number above zero, in SI units"
-                + (", or zero" if name in _MAY_BE_ZERO else ""),
-            )
 
 
 def save_profile(profile: Profile, path: str | Path, role: str | None = None) -> Path:

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 
 from torchcoinfer.errors import ArgumentError
-from torchcoinfer.profile.files import Profile, check_profile, load_profile
+from torchcoinfer.profile.files import Profile, load_profile
 from torchcoinfer.profile.local import measure_local
 from torchcoinfer.theory.costs import DeviceProfile, LinkProfile
+from torchcoinfer.theory.profile_check import check_profile
 
 _TORCH_DEVICE_TYPES = ("cpu", "cuda", "mps", "xpu", "meta", "hip", "xla", "hpu", "npu", "vulkan")
 

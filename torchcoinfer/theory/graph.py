@@ -196,6 +196,16 @@ def cut_from_tensors(graph: Graph, names: Iterable[str]) -> Cut:
     return cut
 
 
+def layer_sides(graph: Graph, cut: Cut) -> dict[str, str]:
+    """Layer -> "device" | "server" | "both": where its units run."""
+    device, sides = set(cut.device), {layer.name: set() for layer in graph.layers}
+    for unit in graph.units:
+        if unit.layer is not None:
+            sides[unit.layer].add("device" if unit.name in device else "server")
+    unused = "device" if cut.name == "device" else "server"
+    return {name: "both" if len(own) > 1 else next(iter(own), unused) for name, own in sides.items()}
+
+
 def candidate_cuts(graph: Graph) -> tuple[Cut, ...]:
     """Every candidate: "device", "server", the prefix after each unit, the parametric minimum
     cuts of bytes on the link against work moved; deduplicated, in this order."""

@@ -37,6 +37,33 @@ class Option:
     kept_columns: float = 1.0
 
 
+# "float" is "left as it is"; 16 bits are float16 survivors
+_CODES = tuple(range(2, 9))  # of which kernels have ``WEIGHT_BITS``
+FORMAT_BITS = {"float": (16, 32), "int": _CODES, "2:4": (*_CODES, 16), "bitmap": (*_CODES, 16)}
+ALGORITHMS = ("none", "nearest", "obs")
+
+
+def option_error(option: Option) -> str | None:
+    """What no layer can be stored as, in words; None: nothing."""
+    if option.format not in FORMAT_BITS:
+        return f"format {option.format!r}, which is none of {tuple(FORMAT_BITS)}"
+    if isinstance(option.bits, bool) or option.bits not in FORMAT_BITS[option.format]:
+        return f"{option.bits!r} bits in format {option.format!r}, which takes {FORMAT_BITS[option.format]}"
+    if option.group_size not in GROUP_SIZES:
+        return f"group_size {option.group_size!r}, which is none of {GROUP_SIZES}"
+    if not 0.0 <= option.sparsity < 1.0 or (option.sparsity > 0.0 and option.format in ("float", "int")):
+        return f"sparsity {option.sparsity!r} in format {option.format!r}"
+    if option.format == "2:4" and option.sparsity != 0.5:
+        return f"sparsity {option.sparsity!r} in format '2:4', which keeps half"
+    if option.activation_bits not in (None, 8):
+        return f"activation_bits {option.activation_bits!r}, which is neither None nor 8"
+    if option.algorithm not in ALGORITHMS:
+        return f"algorithm {option.algorithm!r}, which is none of {ALGORITHMS}"
+    if not (0.0 < option.kept_rows <= 1.0 and 0.0 < option.kept_columns <= 1.0):
+        return f"kept shares {option.kept_rows!r} and {option.kept_columns!r}, which are not in (0, 1]"
+    return None
+
+
 def ceil_div(a: int, b: int) -> int:
     return -(-a // b)
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from torchcoinfer.errors import ArgumentError
-from torchcoinfer.theory.budget import BUDGET_FIELDS
+from torchcoinfer.theory.budget import BUDGET_FIELDS, Budget
 from torchcoinfer.theory.plan import PREDICTED_OF_ROW, Plan
 from torchcoinfer.theory.solve import ceilings, infeasible, optimum, solve_table, tightest
 from torchcoinfer.theory.solve_front import Fronts
@@ -70,7 +70,7 @@ def plan_row(plan: Plan, axis: str) -> dict[str, Any]:
 
 def check_axis(objective: str, axis: str) -> None:
     """Raises ArgumentError where there is no front along the row."""
-    if axis not in BUDGET_FIELDS or axis in ("certified_distortion", objective):
+    if not isinstance(axis, str) or axis not in BUDGET_FIELDS or axis in ("certified_distortion", objective):
         raise ArgumentError(
             "there is no front along this row", got=repr(axis),
             expected=f"one of {sorted(set(PREDICTED_OF_ROW) - {objective})}",
@@ -81,7 +81,20 @@ def check_axis(objective: str, axis: str) -> None:
 def check_points(points: int) -> None:
     """Raises ArgumentError unless ``points`` is an integer of at least 2."""
     if isinstance(points, bool) or not isinstance(points, int) or points < 2:
-        raise ArgumentError("points", got=repr(points), expected="an integer >= 2", remedy="try points=9")
+        raise ArgumentError(
+            "a front needs a number of points", got=repr(points), expected="an integer >= 2",
+            remedy="try points=9",
+        )  # fmt: skip
+
+
+def check_uncertified(budget: Budget) -> None:
+    """Raises ArgumentError for a row that only a compressed model can be held to."""
+    if budget.certified_distortion is not None:
+        raise ArgumentError(
+            "certified_distortion is measured on a compressed model, and nothing is compressed here",
+            got=budget.certified_distortion, expected="a budget without it",
+            remedy="limit the predicted distortion, or call compress_and_split",
+        )  # fmt: skip
 
 
 def pareto(problem: Problem, axis: str, points: int = 9, fronts: Fronts | None = None) -> Front:
@@ -98,11 +111,12 @@ def pareto(problem: Problem, axis: str, points: int = 9, fronts: Fronts | None =
         fronts: stored before, with this axis among its rows; default: made here.
 
     Raises:
-        ArgumentError: no such row, or too few points.
+        ArgumentError: no such row, too few points, or a budget with ``certified_distortion``.
         InfeasibleBudget: the other rows alone are impossible.
     """
     check_axis(problem.search.minimize, axis)
     check_points(points)
+    check_uncertified(problem.budget)
     fronts = fronts or Fronts(problem, rows=(axis,))
     others = {name: value for name, value in problem.budget.rows().items() if name != axis}
     sweep = Sweep(fronts, axis, others)

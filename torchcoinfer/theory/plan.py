@@ -11,9 +11,10 @@ from types import MappingProxyType
 from typing import Any
 
 from torchcoinfer.errors import PlanError
-from torchcoinfer.theory.options import Option
+from torchcoinfer.theory.options import Option, option_error
 
 PLAN_VERSION = 2
+SIDES = ("device", "server", "both")
 READABLE = {1: ("alternatives",)}  # older version -> fields that it does not have yet
 
 
@@ -28,7 +29,7 @@ class LayerPlan:
     symmetric: bool
     activation_bits: int | None
     algorithm: str
-    side: str  # "device" | "server" | "both"
+    side: str  # one of SIDES
     packed_bytes: int
     predicted: float
     kept_channels: tuple[int, ...] | None = None  # structured pruning, with its coupling group
@@ -106,13 +107,20 @@ def _layer_from(name: str, values: Any) -> LayerPlan:
                 repr(value),
                 " or ".join(t.__name__ for t in types),
             )
-    if not 0.0 <= values["sparsity"] < 1.0:
-        raise _broken(f"sparsity of layer {name!r} is out of range", values["sparsity"], "a share in [0, 1)")
-    for key in ("kept_rows", "kept_columns"):
-        if not 0.0 < values.get(key, 1.0) <= 1.0:
-            raise _broken(f"{key} of layer {name!r} is out of range", values[key], "a share in (0, 1]")
     channels = values.get("kept_channels")
-    return LayerPlan(**{**values, "kept_channels": None if channels is None else tuple(channels)})
+    row = LayerPlan(**{**values, "kept_channels": None if channels is None else tuple(channels)})
+    wrong = option_error(row.option)
+    if wrong is not None:
+        raise _broken(
+            f"layer {name!r} of the plan cannot be stored like this", wrong, "an option of theory.options"
+        )
+    if row.side not in SIDES:
+        raise _broken(f"side of layer {name!r} is unknown", row.side, f"one of {SIDES}")
+    if row.packed_bytes < 0 or not math.isfinite(row.predicted):
+        raise _broken(
+            f"layer {name!r} holds an impossible number", values, "bytes from 0, a finite prediction"
+        )
+    return row
 
 
 def _cut_from(values: Any) -> CutPlan:
@@ -129,9 +137,30 @@ def _cut_from(values: Any) -> CutPlan:
             and shaped
             and (pair[1] is None or (isinstance(pair[1], int) and not isinstance(pair[1], bool)))
         )
-    if not good:
-        raise _broken("the plan's cut cannot be read", values, "a name and a list of [tensor, bits or null]")
+    good = good and len({name for name, _ in pairs}) == len(pairs)
+    if not good or any(bits is not None and not 2 <= bits <= 8 for _, bits in pairs):
+        raise _broken(
+            "the plan's cut cannot be read",
+            values,
+            "a name and a list of [tensor, bits from 2 to 8 or null], each tensor once",
+        )
     return CutPlan(values["name"], tuple((name, bits) for name, bits in pairs))
+
+
+def _check_told(values: Mapping[str, Any]) -> None:
+    """What reports and ``apply_plan`` read of a plan."""
+    predicted, told = values["predicted"], values["alternatives"]
+    for key in ("distortion", *(key for key in PREDICTED_OF_ROW.values() if key in predicted)):
+        value = predicted.get(key)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise _broken(f"predicted.{key} of the plan is no finite number", repr(value), "a number")
+    kinds = {"cuts": (list, type(None)), "front": (dict, type(None)), "bandwidth": (dict, type(None))}
+    wrong = [f"alternatives.{key}" for key, kind in kinds.items() if not isinstance(told.get(key), kind)]
+    wrong += [f"bounds.{key}" for key, value in values["bounds"].items() if not isinstance(value, dict)]
+    if wrong:
+        raise _broken(
+            "a part of the plan has the wrong type", wrong, "lists and mappings as Plan.to_json writes them"
+        )
 
 
 @dataclass(frozen=True)
@@ -223,6 +252,7 @@ class Plan:
             for key, value in values[name].items():
                 if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
                     raise _broken(f"{name}.{key} of the plan is no finite number", repr(value), "a number")
+        _check_told(values)
         values["layers"] = {name: _layer_from(name, layer) for name, layer in values["layers"].items()}
         values["cut"] = _cut_from(values["cut"])
         return cls(**values)

@@ -4,18 +4,20 @@ machine needs no model, no data and no scoring."""
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-from torchcoinfer.errors import FormatError, TorchCoinferError
+from torchcoinfer.errors import ArgumentError, FormatError, TorchCoinferError
 from torchcoinfer.theory.alternatives import explored
 from torchcoinfer.theory.budget import Budget, Search, Workload
 from torchcoinfer.theory.costs import DeviceProfile, LinkProfile
 from torchcoinfer.theory.graph import Graph, Layer, Tensor, Unit
-from torchcoinfer.theory.options import Option
-from torchcoinfer.theory.pareto import Front, pareto
+from torchcoinfer.theory.options import Option, option_error
+from torchcoinfer.theory.pareto import Front, check_uncertified, pareto
 from torchcoinfer.theory.plan import Plan
+from torchcoinfer.theory.profile_check import check_profile
 from torchcoinfer.theory.solve import Problem, build_problem, solve
 
 VERSION = 1
@@ -42,6 +44,25 @@ class Scored:
     workload: Workload = Workload()
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
+    def narrowed(self, cut: str | None = None, bits: tuple[int, ...] | None = None) -> Scored:
+        """The table with one cut, or fewer widths, to choose from.
+
+        Raises:
+            ArgumentError: a cut or widths that were not scored.
+        """
+        scored = self.search
+        if scored.cut is not None and cut not in (None, scored.cut):
+            raise ArgumentError(
+                "the table was scored for another cut", got=repr(cut), expected=repr(scored.cut),
+                remedy="score the model again, without --cut",
+            )  # fmt: skip
+        if bits is not None and not set(bits) <= set(scored.bits):
+            raise ArgumentError(
+                "the table was scored for other widths", got=bits, expected=f"among {scored.bits}",
+                remedy="score the model again with these --bits",
+            )  # fmt: skip
+        return replace(self, search=replace(scored, cut=cut or scored.cut, bits=bits or scored.bits))
+
     def problem(self, budget: Budget) -> Problem:
         """What ``solve`` takes; options of other widths than ``search.bits`` are left out."""
         curves = {
@@ -59,6 +80,7 @@ class Scored:
         Raises:
             InfeasibleBudget: no plan fits.
         """
+        check_uncertified(budget)
         problem = self.problem(budget)
         return self._signed(explored(problem, solve(problem)))
 
@@ -83,18 +105,43 @@ class Scored:
         }  # fmt: skip
         return json.dumps(told, sort_keys=True, allow_nan=False, default=dict) + "\n"
 
+    def _check(self) -> None:
+        """What a hand may have changed in the file."""
+        for role in ("device", "server", "link"):
+            check_profile(getattr(self, role), f"{role} of the table")
+        graph, layers = self.graph, {layer.name for layer in self.graph.layers}
+        read = {n for unit in graph.units for n in (*unit.inputs, *unit.outputs)}
+        unknown = sorted({*read, *graph.inputs, *graph.outputs} - set(graph.tensors))
+        unknown += sorted({unit.layer for unit in graph.units if unit.layer is not None} - layers)
+        unknown += sorted({n for unit in graph.units for n in unit.parameters} - set(graph.parameters))
+        unknown += sorted(layers ^ set(self.curves)) + sorted(set(self.cut_curves) - set(graph.tensors))
+        if unknown:
+            raise _broken(f"names that belong to nothing: {unknown[:8]}")
+        sizes = [tensor.nbytes for tensor in graph.tensors.values()] + [unit.flops for unit in graph.units]
+        sizes += [*graph.parameters.values(), *graph.parameter_numel.values()]
+        sizes += [d for own in (*self.curves.values(), *self.cut_curves.values()) for _, d in own]
+        if not all(0 <= size < math.inf for size in sizes):
+            raise _broken("a size, a work or a distortion that is negative or not finite")
+        if not all(min(layer.rows, layer.columns, layer.weight_bytes) > 0 for layer in graph.layers):
+            raise _broken("a layer without weights")
+        for option in (option for own in self.curves.values() for option, _ in own):
+            wrong = option_error(option)
+            if wrong:
+                raise _broken(wrong)
+
     @classmethod
     def from_json(cls, text: str | bytes) -> Scored:
         """The inverse of ``to_json``.
 
         Raises:
-            FormatError: truncated text, another version, or wrong fields.
+            FormatError: truncated text, another version, wrong fields, or what no model or option has.
+            UnitError: a number of a profile that cannot be used.
         """
         try:
             told = json.loads(text)
             if told["version"] != VERSION:
                 raise _broken(f"version {told['version']!r}")
-            return cls(
+            found = cls(
                 graph=_graph(told["graph"]),
                 curves=_curves(told["curves"], told["option_fields"]),
                 cut_curves=_tuples(told["cut_curves"]),
@@ -103,8 +150,10 @@ class Scored:
                 link=LinkProfile(**_tuples(told["link"])),
                 search=Search(**_tuples(told["search"])),
                 workload=Workload(**told["workload"]),
-                provenance=told["provenance"],
+                provenance=dict(told["provenance"]),
             )
+            found._check()
+            return found
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             if isinstance(error, TorchCoinferError):
                 raise

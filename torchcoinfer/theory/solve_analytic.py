@@ -36,10 +36,13 @@ def uniform_tables(table: Table) -> list[Table]:
 
 def _one_option(table: Table) -> Iterator[Table]:
     problem = table.problem
+    if not table.decisions:
+        yield table
+        return
     options = [
         {choice.option: i for i, choice in enumerate(problem.choices[names[0]])} for names in table.decisions
     ]
-    common = [option for option in (options[0] if options else ()) if all(option in own for own in options)]
+    common = [option for option in options[0] if all(option in own for own in options)]
     units = {
         layer.name: {u.name for u in problem.graph.units if u.layer == layer.name}
         for layer in problem.graph.layers

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from torchcoinfer.theory.graph import layer_sides
 from torchcoinfer.theory.plan import PREDICTED_OF_ROW, CutPlan, LayerPlan, Plan
 from torchcoinfer.theory.solve_problem import Problem
 from torchcoinfer.theory.solve_table import DB, ROWS, SB, Table
@@ -68,18 +69,14 @@ def make_plan(table: Table, chosen: Solution, best: Solution) -> Plan:
     problem, pair, items = table.problem, chosen.pair, chosen.items
     cut, state = table.cuts[table.pair_cut[pair]], table.states[table.pair_state[pair]]
     item_of = {name: int(items[d]) for d, names in enumerate(table.decisions) for name in names}
-    sides = {layer.name: set() for layer in problem.graph.layers}
-    device = set(cut.device)
-    for unit in problem.graph.units:
-        if unit.layer is not None:
-            sides[unit.layer].add("device" if unit.name in device else "server")
+    sides = layer_sides(problem.graph, cut)
     layers, groups = {}, {n: c.name for c in problem.couplings for n, a in c.members if a == "kept_rows"}
     for layer in problem.graph.layers:
         choice = problem.choices[layer.name][item_of[layer.name]]
-        option, side = choice.option, sides[layer.name] or {"device" if cut.name == "device" else "server"}
+        option = choice.option
         layers[layer.name] = LayerPlan(
             option.bits, float(option.sparsity), option.format, option.group_size, option.symmetric,
-            option.activation_bits, option.algorithm, "both" if len(side) > 1 else next(iter(side)),
+            option.activation_bits, option.algorithm, sides[layer.name],
             int(choice.packed_bytes), float(choice.distortion), None, groups.get(layer.name),
             float(option.kept_rows), float(option.kept_columns),
         )  # fmt: skip

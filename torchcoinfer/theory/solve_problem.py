@@ -24,6 +24,8 @@ from torchcoinfer.theory.couplings import Coupled, Coupling, check_couplings, ma
 from torchcoinfer.theory.graph import Cut, Graph, all_frontiers, candidate_cuts, cut_from_tensors
 from torchcoinfer.theory.options import Option, drop_dominated, packed_bytes
 
+FRONTIER_LIMIT = 400  # up to how many frontiers are enumerated
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -75,7 +77,7 @@ class Problem:
     workload: Workload = Workload()
     answer_bytes: int = 0
     cuts: tuple[Cut, ...] | None = None
-    frontier_limit: int = 400
+    frontier_limit: int = FRONTIER_LIMIT
     couplings: tuple[Coupling, ...] = ()
 
 
@@ -251,6 +253,37 @@ def couple(
     return tuple(made)
 
 
+def considered_cuts(
+    graph: Graph, wanted: str | None, cuts: tuple[Cut, ...] | None = None, limit: int = FRONTIER_LIMIT
+) -> tuple[tuple[Cut, ...], str]:
+    """The cuts to compare, and what they are.
+
+    Args:
+        wanted: name of the only cut, or of the only tensor that crosses; None: any.
+        cuts: those given; None: all frontiers if there are at most ``limit``, or candidates.
+
+    Raises:
+        ArgumentError: the graph has no cut of the name.
+    """
+    if wanted is None and cuts is not None:
+        return cuts, "candidate cuts"
+    candidates = cuts if cuts is not None else candidate_cuts(graph)
+    if wanted is None:
+        frontiers = all_frontiers(graph, limit)
+        return (candidates, "candidate cuts") if frontiers is None else (frontiers, "all frontiers")
+    for cut in (*candidates, *(all_frontiers(graph, limit) or ())):
+        if cut.name == wanted:
+            return (cut,), "the fixed cut"
+    if wanted in graph.tensors:
+        return (cut_from_tensors(graph, [wanted]),), "the fixed cut"
+    names = [cut.name for cut in candidates]
+    raise ArgumentError(
+        "the model has no cut of this name", got=repr(wanted),
+        expected=f"one of {names[:8]}{' ...' if len(names) > 8 else ''}",
+        remedy="leave Search.cut out to have it chosen",
+    )  # fmt: skip
+
+
 def choose_cuts(problem: Problem) -> tuple[tuple[Cut, ...], str]:
     """The cuts to compare: the one that ``Search.cut`` fixes, those given, all frontiers if few, or
     candidates.
@@ -258,24 +291,4 @@ def choose_cuts(problem: Problem) -> tuple[tuple[Cut, ...], str]:
     Raises:
         ArgumentError: the graph has no cut of the name.
     """
-    wanted = problem.search.cut
-    if wanted is None and problem.cuts is not None:
-        return problem.cuts, "candidate cuts"
-    candidates = problem.cuts if problem.cuts is not None else candidate_cuts(problem.graph)
-    if wanted is None:
-        frontiers = all_frontiers(problem.graph, problem.frontier_limit)
-        return (candidates, "candidate cuts") if frontiers is None else (frontiers, "all frontiers")
-    for cut in candidates:
-        if cut.name == wanted:
-            return (cut,), "the fixed cut"
-    for cut in all_frontiers(problem.graph, problem.frontier_limit) or ():
-        if cut.name == wanted:
-            return (cut,), "the fixed cut"
-    if wanted in problem.graph.tensors:
-        return (cut_from_tensors(problem.graph, [wanted]),), "the fixed cut"
-    names = [cut.name for cut in candidates]
-    raise ArgumentError(
-        "the model has no cut of this name", got=repr(wanted),
-        expected=f"one of {names[:8]}{' ...' if len(names) > 8 else ''}",
-        remedy="leave Search.cut out to have it chosen",
-    )  # fmt: skip
+    return considered_cuts(problem.graph, problem.search.cut, problem.cuts, problem.frontier_limit)
