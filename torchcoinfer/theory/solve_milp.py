@@ -119,8 +119,6 @@ def relaxation_multipliers(
     Args:
         objective: [G, I], +inf where there is no item. rows: [R, G, I]; slack: [R].
     """
-    if not len(objective):  # nothing to choose, nothing to price
-        return np.zeros(len(slack)) if np.all(slack >= 0.0) else None
     kept = np.isfinite(objective)
     spread = float(np.ptp(objective[kept])) or 1.0
     lp, _, _ = _model(objective / spread, rows, slack, kept, [], integer=False, coupled=coupled)

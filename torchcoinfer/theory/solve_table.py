@@ -271,7 +271,8 @@ def make_table(problem: Problem, goals: Mapping[str, float] | set[str]) -> Table
     check_problem(problem)
     cuts, over = choose_cuts(problem)
     decisions = layer_decisions(problem)
-    tensor_count = max(len(cut.tensors) for cut in cuts)
+    # an empty decision is harmless, and one stands where there is nothing else to decide
+    tensor_count = max(0 if decisions else 1, *(len(cut.tensors) for cut in cuts))
     sizes = [len(problem.choices[names[0]]) for names in decisions]
     sizes += [len(problem.cut_options[name]) for cut in cuts for name in cut.tensors]
     shape = (len(cuts), len(decisions) + tensor_count, max(sizes, default=1))
