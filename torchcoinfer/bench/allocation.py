@@ -10,7 +10,6 @@ for the cut: chosen jointly, or after the model was compressed as a whole.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,9 @@ from torchcoinfer.bench.allocators import (
     is_dense,
     is_pruned_only,
 )
+from torchcoinfer.bench.arguments import natural, output_file, positive_integer
 from torchcoinfer.bench.predictor import FIRST_ORDER, Made, Trial
+from torchcoinfer.bench.rows import json_lines
 from torchcoinfer.bench.subjects import load_subject
 from torchcoinfer.measure import Measured, measure_replacements
 from torchcoinfer.measure.curves import cut_curves
@@ -70,9 +71,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="fcdnn, minilm, or a text model: Hugging Face id or folder",
     )  # fmt: skip
     parser.add_argument("--widths", nargs="+", type=int, choices=WIDTHS, default=list(WIDTHS))
-    parser.add_argument("--samples", type=int, default=128, help="in each set of data")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", default=None, help="file for the JSON rows, one a line")
+    parser.add_argument("--samples", type=positive_integer, default=128, help="in each set of data")
+    parser.add_argument("--seed", type=natural, default=0)
+    parser.add_argument("--output", type=output_file, help="file for the JSON rows, one a line")
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -88,7 +89,7 @@ def main(arguments: argparse.Namespace) -> int:
         print("\n".join(verdicts(found)))
         rows += found
     if arguments.output:
-        write_text(Path(arguments.output), "".join(json.dumps(row) + "\n" for row in rows))
+        write_text(Path(arguments.output), json_lines(rows))
     return 0
 
 

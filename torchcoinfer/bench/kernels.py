@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from torchcoinfer.bench import ceilings, formats, goals, grid, roofline, timing
+from torchcoinfer.bench.arguments import output_file, positive_integer
 from torchcoinfer.bench.cases import ACTIVATIONS, SHAPES, TOKENS, Case, shapes
 from torchcoinfer.bench.ceilings import Ceilings
 from torchcoinfer.bench.formats import FORMATS, RACED, Copies
@@ -37,14 +38,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     cores, names = len(os.sched_getaffinity(0)), ", ".join(SHAPES)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--shapes", nargs="+", help=f"{names} or KxN; default llama bert")
-    parser.add_argument("--tokens", nargs="+", type=int, help="rows of x; default 1 4 16 64")
+    parser.add_argument("--tokens", nargs="+", type=positive_integer, help="rows of x; default 1 4 16 64")
     parser.add_argument("--peers", nargs="*", choices=list(PEERS), default=list(PEERS))
     parser.add_argument("--formats", nargs="*", choices=list(FORMATS))
     parser.add_argument("--activations", nargs="+", choices=list(ACTIVATIONS), default=list(ACTIVATIONS))
-    parser.add_argument("--threads", nargs="+", type=int, help=f"default {cores}; of the grid 1 and {cores}")
+    parser.add_argument(
+        "--threads", nargs="+", type=positive_integer, help=f"default {cores}; of the grid 1 and {cores}"
+    )
     parser.add_argument("--seconds", type=float, help="per race; default 3, of the grid .2")
-    parser.add_argument("--output", help="file for the JSON rows, one a line")
-    parser.add_argument("--picture", help="PNG file for the roofline (extra 'report')")
+    parser.add_argument("--output", type=output_file, help="file for the JSON rows, one a line")
+    parser.add_argument("--picture", type=output_file, help="PNG file for the roofline (extra 'report')")
     modes = parser.add_mutually_exclusive_group()
     modes.add_argument(
         "--check", action="store_true", help="compare every layer on the device with float64, time nothing"

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from torchcoinfer.bench import process, timing
+from torchcoinfer.bench.arguments import output_file, positive_integer
 from torchcoinfer.bench.cases import GROUP_SIZE
 from torchcoinfer.errors import KernelError
 from torchcoinfer.nn import QuantLinear
@@ -47,9 +48,11 @@ with torch.inference_mode():
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``torchcoinfer bench memory``."""
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--layers", type=int, help="at most so many layers of each shape; default all")
-    parser.add_argument("--output", help="file for the JSON rows, one a line")
+    parser.add_argument("--threads", type=positive_integer, default=len(os.sched_getaffinity(0)))
+    parser.add_argument(
+        "--layers", type=positive_integer, help="at most so many layers of each shape; default all"
+    )
+    parser.add_argument("--output", type=output_file, help="file for the JSON rows, one a line")
 
 
 def main(arguments: argparse.Namespace) -> int:

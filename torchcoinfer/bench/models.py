@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from torchcoinfer.bench import timing
+from torchcoinfer.bench.arguments import output_file, positive_integer
 from torchcoinfer.bench.timing import Contender
 from torchcoinfer.models import load_model
 from torchcoinfer.nn import QuantConv2d, QuantLinear
@@ -40,9 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``torchcoinfer bench models``."""
     names = sorted({name for name, _ in GOALS})
     parser.add_argument("--models", nargs="+", choices=names, default=names)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--threads", type=positive_integer, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--seconds", type=float, default=4.0, help="per race")
-    parser.add_argument("--output", help="file for the JSON rows, one a line")
+    parser.add_argument("--output", type=output_file, help="file for the JSON rows, one a line")
 
 
 def main(arguments: argparse.Namespace) -> int:

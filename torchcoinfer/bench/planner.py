@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from torchcoinfer.bench.arguments import natural, output_file
 from torchcoinfer.report import format_table, write_text
 from torchcoinfer.theory.budget import Budget, Search
 from torchcoinfer.theory.costs import DeviceProfile, LinkProfile
@@ -71,8 +72,8 @@ REPLAN_GOAL_S = 0.05
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``torchcoinfer bench planner``."""
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="tables to make up, one a seed")
-    parser.add_argument("--output", default=None, help="file for the JSON rows, one a line")
+    parser.add_argument("--seeds", nargs="+", type=natural, default=[0], help="tables to make up, one a seed")
+    parser.add_argument("--output", type=output_file, help="file for the JSON rows, one a line")
 
 
 def main(arguments: argparse.Namespace) -> int:

@@ -7,7 +7,6 @@ configurations are measured on another. Beside it stand the scores of ``surrogat
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +21,9 @@ from scipy.stats import spearmanr
 from torch import Tensor
 from tqdm import tqdm
 
+from torchcoinfer.bench.arguments import at_least, natural, output_file, positive_integer
 from torchcoinfer.bench.coverage import certified_coverage, kappa_coverage
+from torchcoinfer.bench.rows import json_lines
 from torchcoinfer.bench.subjects import Subject, load_subject
 from torchcoinfer.bench.surrogates import surrogates
 from torchcoinfer.calibrate import Statistics, calibrate
@@ -81,11 +82,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="fcdnn, minilm, or a text model: Hugging Face id or folder",
     )  # fmt: skip
     parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
-    parser.add_argument("--configurations", type=int, default=120, help="per range of bits")
-    parser.add_argument("--fitted", type=int, default=96, help="configurations that gains are fitted to")
-    parser.add_argument("--samples", type=int, default=128, help="in each set of data")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", default=None, help="file for the JSON rows, one a line")
+    parser.add_argument("--configurations", type=at_least(2), default=120, help="per range of bits")
+    parser.add_argument("--fitted", type=positive_integer, default=96, help="configurations to fit gains to")
+    parser.add_argument("--samples", type=positive_integer, default=128, help="in each set of data")
+    parser.add_argument("--seed", type=natural, default=0)
+    parser.add_argument("--output", type=output_file, help="file for the JSON rows, one a line")
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -99,7 +100,7 @@ def main(arguments: argparse.Namespace) -> int:
             print(format_table([_shown(row) for row in found]))
             rows += found
     if arguments.output:
-        write_text(Path(arguments.output), "".join(json.dumps(row) + "\n" for row in rows))
+        write_text(Path(arguments.output), json_lines(rows))
     return 0
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from torchcoinfer import pipeline
 from torchcoinfer.bench import retrieval, tasks
+from torchcoinfer.bench.arguments import output_file, positive_integer
 from torchcoinfer.bench.uniform import uniform_plan, weight_shapes
 from torchcoinfer.models import load_model
 from torchcoinfer.report import format_table, write_text
@@ -30,9 +31,11 @@ MOST_RETRIEVAL_LOSS = 0.01
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``torchcoinfer bench quality``."""
     parser.add_argument("--bits", nargs="+", type=float, default=list(GOALS), help="device bits per weight")
-    parser.add_argument("--calibration", type=int, default=256, help="docstrings to calibrate on")
-    parser.add_argument("--queries", type=int, default=2000)
-    parser.add_argument("--output", default=None, help="file for the JSON rows, one a line")
+    parser.add_argument(
+        "--calibration", type=positive_integer, default=256, help="docstrings to calibrate on"
+    )
+    parser.add_argument("--queries", type=positive_integer, default=2000)
+    parser.add_argument("--output", type=output_file, help="file for the JSON rows, one a line")
 
 
 def main(arguments: argparse.Namespace) -> int:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from torchcoinfer.bench import process, timing
+from torchcoinfer.bench.arguments import natural, output_file, positive_integer
 from torchcoinfer.bench.subjects import load_subject
 from torchcoinfer.calibrate import Statistics, calibrate
 from torchcoinfer.measure.compensated import score_compensated
@@ -44,11 +45,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=["minilm"],
         help="fcdnn, minilm, or a text model: Hugging Face id or folder",
     )
-    parser.add_argument("--samples", type=int, default=128, help="to calibrate on, in all")
-    parser.add_argument("--repeats", type=int, default=5, help="of the rounding options; the median counts")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", default=None, help="file for the JSON rows, one a line")
+    parser.add_argument("--samples", type=positive_integer, default=128, help="to calibrate on, in all")
+    parser.add_argument(
+        "--repeats", type=positive_integer, default=5, help="of the rounding options; the median counts"
+    )
+    parser.add_argument("--threads", type=positive_integer, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--seed", type=natural, default=0)
+    parser.add_argument("--output", type=output_file, help="file for the JSON rows, one a line")
 
 
 def main(arguments: argparse.Namespace) -> int:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from torchcoinfer.bench.arguments import natural, output_folder
 from torchcoinfer.bench.paper.captions import draw_captions
 from torchcoinfer.bench.paper.designs import draw_designs
 from torchcoinfer.bench.paper.distortions import draw_bit_width, draw_pruning
@@ -36,10 +37,12 @@ FIGURES: dict[str, Callable[[Subjects], tuple[Figure, ...]]] = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``torchcoinfer bench paper``."""
-    parser.add_argument("--output", type=Path, default=Path("paper_figures"), help="folder for PNG and JSON")
+    parser.add_argument(
+        "--output", type=output_folder, default="paper_figures", help="folder for PNG and JSON"
+    )
     parser.add_argument("--only", nargs="+", choices=list(FIGURES), help="draw these alone")
     parser.add_argument("--fast", action="store_true", help="little data, short training, for a quick look")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=natural, default=0)
     parser.add_argument(
         "--language-model", type=Path, help="folder of a small causal language model, drawn beside the others"
     )
