@@ -193,3 +193,18 @@ def test_least_energy_within_a_latency_and_a_distortion(seed):
     assert plan.predicted["energy_j"] >= want * (1 - 1e-6)
     lowest = plan.resources["device_hz"] <= 2.0001e6 or plan.resources["transmit_w"] <= 0.001001
     assert lowest or plan.predicted["energy_j"] <= want * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("free", ["device", "server"])
+@pytest.mark.parametrize("link", [Q_NO_LINK, LINK], ids=["as [Q]", "with the link"])
+def test_a_stage_of_free_energy_is_solved_as_in_the_papers(free, link):
+    """A profile may say 0 W/(cycle/s)^3."""
+    problem, paper = both(0, link)
+    paid = getattr(problem, free)
+    problem = replace(problem, **{free: replace(paid, energy_coefficient=0.0)})
+    stage = replace(getattr(paper.system, free), coefficient=0.0)
+    want = joint_design(replace(paper, system=replace(paper.system, **{free: stage})))
+    plan = solve(problem)
+    assert plan.predicted["distortion"] == pytest.approx(want.distortion, rel=1e-9, abs=1e-300)
+    assert plan.predicted["latency_s"] <= paper.latency_s
+    assert plan.predicted["total_energy_j"] <= paper.energy_j
