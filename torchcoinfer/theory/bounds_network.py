@@ -40,9 +40,8 @@ def reverse_water_filling(
     """
     scale, count = real_array("scales", scales).ravel(), real_array("counts", counts).ravel()
     total, power = real_array("total_bits", total_bits), real_array("exponent", exponent)
-    finite = all(np.isfinite(own).all() for own in (scale, count, total, power))
     if (
-        not finite
+        not all(np.isfinite(own).all() for own in (scale, count, total, power))
         or scale.shape != count.shape
         or np.any(scale < 0)
         or np.any(count <= 0)
