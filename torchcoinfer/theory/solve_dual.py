@@ -229,9 +229,7 @@ def bound_pairs(knapsacks: Knapsacks, state: DualState, gap: float, pairs: np.nd
     if row_count == 0:
         return
     unit = (
-        np.abs(knapsacks.objective[pairs] @ np.abs(knapsacks.table.base).max(axis=(0, 1, 2), initial=0.0))[
-            :, None
-        ]
+        np.abs(knapsacks.objective[pairs] @ np.abs(knapsacks.table.base).max(axis=(0, 1, 2)))[:, None]
         + 1e-300
     )
     pairs, unit = _keep_open(state, pairs, gap, unit)
