@@ -111,7 +111,7 @@ def _bench_arguments(parser: argparse.ArgumentParser) -> None:
     suites = parser.add_subparsers(dest="suite", required=True, metavar="suite")
     for name in BENCH_SUITES:
         module = import_module(f"torchcoinfer.bench.{name}")
-        summary = (module.__doc__ or "").partition("\n\n")[0]
+        summary = (module.__doc__ or "").partition("\n\n")[0].replace("``", "'")
         module.add_arguments(suites.add_parser(name, help=summary, description=summary))
 
 

@@ -164,6 +164,12 @@ def _applied(options: argparse.Namespace) -> Any:
 def _budget(options: argparse.Namespace) -> Any:
     """The Budget given on the command line; a plain number is SI, anything else keeps its unit."""
     given = {row.replace("-", "_"): getattr(options, row.replace("-", "_")) for row in BUDGET_ROWS}
+    if all(value is None for value in given.values()):
+        rows = ", ".join(f"--{row}" for row in BUDGET_ROWS)
+        raise ArgumentError(
+            "a plan needs a budget", got="no limit", expected=f"one of {rows}",
+            remedy="for example --latency '80 ms'",
+        )  # fmt: skip
     limits = import_module("torchcoinfer.theory.budget")
     return limits.Budget(**{row: _number_or_text(v) for row, v in given.items() if v is not None})
 

@@ -44,7 +44,7 @@ BAD = {
         ["ArgumentError", "'raspi'", "raspberry-pi-5", "wifi-5ghz", "local"],
     ),
     "profile file": (["profile", "nowhere.toml"], ["FormatError", "nowhere.toml"]),
-    "no budget": (["plan"], ["ArgumentError", "Budget"]),
+    "no budget": (["plan"], ["ArgumentError", "no limit", "--latency '80 ms'"]),
     "unit": (["plan", "--latency", "80 parsecs"], ["UnitError", "parsecs", "ms"]),
     "bits": (["plan", "--latency", "1 s", "--bits", "2,x"], ["ArgumentError", "'2,x'", "2,3,4,8"]),
     "model": (

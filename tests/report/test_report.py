@@ -119,7 +119,8 @@ FACTS = [
     "Lagrangian dual 0.0211, Shapley-Folkman gap at most 0.004",
     "1.90 MiB",
     "10 %",
-    "from 15 Mbit/s to 82.5 Mbit/s of uplink (now 20 Mbit/s; below: over the latency budget; above: a plan",
+    "uplink rates from 15 Mbit/s to 82.5 Mbit/s, the downlink in proportion (now 20 Mbit/s; below",
+    "below: over the latency budget; above: a plan",
     "link costs come from a preset",
 ]
 

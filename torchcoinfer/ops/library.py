@@ -42,8 +42,8 @@ if _MISSING_CPU is not None:
         _LIBRARY.define(_schema)
     warnings.warn(
         f"torchcoinfer runs WITHOUT its compiled kernels ({_MISSING_CPU}): every op takes the slow PyTorch "
-        "reference. Reinstall torchcoinfer where a C++ compiler is available, or in a checkout run "
-        "`python setup.py build_ext --inplace`.",
+        "reference. In a checkout that stands before an installed torchcoinfer, change the folder, or run "
+        "`python setup.py build_ext --inplace`; else reinstall where a C++ compiler is available.",
         RuntimeWarning,
         stacklevel=2,
     )

@@ -270,10 +270,13 @@ def bandwidth_sentence(plan: Plan) -> str:
         return ""
     least, most = band["least_bps"], band["most_bps"]
     if not least and most is None:
-        return "this plan stays feasible and the best of the stored ones at every bandwidth of the link"
+        return "this plan stays feasible and the best of those compared at every bandwidth of the link"
     ends = [f"from {format_rate(least)}" if least else "from 0"]
     ends += [f"to {format_rate(most)}" if most is not None else "upward"]
-    told = f"this plan stays feasible and the best of the stored ones {' '.join(ends)} of uplink"
+    told = (
+        f"this plan stays feasible and the best of those compared at uplink rates {' '.join(ends)}, "
+        "the downlink in proportion"
+    )
     why = {"below": band["least_because"], "above": band["most_because"]}
     reasons = [f"{where}: {_reason(reason)}" for where, reason in why.items() if reason is not None]
     return f"{told} (now {format_rate(band['uplink_bps'])}; {'; '.join(reasons)})"
