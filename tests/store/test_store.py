@@ -25,7 +25,7 @@ from torchcoinfer.split import split
 from torchcoinfer.theory.graph import candidate_cuts
 from torchcoinfer.theory.plan import CutPlan, Plan
 
-EMPTY = dict.fromkeys(("resources", "predicted", "bounds", "optimality", "provenance", "budget"), {})
+EMPTY = dict.fromkeys(("resources", "bounds", "optimality", "provenance", "budget"), {})
 
 
 def divided(name, bits=None):
@@ -34,7 +34,7 @@ def divided(name, bits=None):
     cut = cuts[len(cuts) // 2]
     codable = {n for n in cut.tensors if traced.graph.tensors[n].leading_dims is not None}
     plan = CutPlan(cut.name, tuple((n, bits if n in codable else None) for n in cut.tensors))
-    return traced, Plan(layers={}, cut=plan, **EMPTY), *split(traced, plan)
+    return traced, Plan(layers={}, cut=plan, predicted={"distortion": 0.0}, **EMPTY), *split(traced, plan)
 
 
 def save(folder, name="bert", **options):
