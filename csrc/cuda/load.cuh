@@ -20,10 +20,12 @@ __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
 
 // 16 bytes that are read once: past L1, first to leave L2. The address is a multiple of 16.
 __device__ __forceinline__ uint4 load_once(const uint4* place) {
+  uint64_t policy;  // not volatile: the compiler makes it once
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;\n" : "=l"(policy));
   uint4 value;
-  asm volatile("ld.global.nc.L1::no_allocate.L2::evict_first.v4.u32 {%0,%1,%2,%3}, [%4];\n"
+  asm volatile("ld.global.nc.L1::no_allocate.L2::cache_hint.v4.u32 {%0,%1,%2,%3}, [%4], %5;\n"
                : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
-               : "l"(place));
+               : "l"(place), "l"(policy));
   return value;
 }
 

@@ -1,0 +1,76 @@
+// Group scales and zero points of the dense format in fast kernels, and the step that all of them repeat: one quad of
+// 128 columns of an n-block times x.
+
+#pragma once
+
+#include "cuda/fragments.cuh"
+
+namespace torchcoinfer::cuda {
+
+constexpr int QUAD_K = QUAD * TILE_K;
+
+// A group's tiles within a quad: 1, 2 or 4. A group of the whole row is added up quad by quad like one of 128.
+__device__ __forceinline__ int group_tiles_of(int64_t group_size) {
+  return group_size == 0 ? QUAD : static_cast<int>(group_size) / TILE_K;
+}
+
+// Scales and zero points of one n-block for one quad, as stored: value 32 i + lane of the up to 4 x 16. They are loaded
+// as early as the codes and turned into numbers where they are used, for a conversion would wait for the load.
+struct QuadGrid {
+  uint32_t scale[2], zero[2];
+};
+
+__device__ __forceinline__ void load_quad_grid(QuadGrid& grid, const DenseMatrix& w, int64_t block, int64_t q, int lane) {
+  const int64_t groups = group_count(w.K, w.group_size), first = w.group_size ? q * QUAD_K / w.group_size : 0;
+  const int64_t in_quad = w.group_size ? QUAD_K / w.group_size : 1, left = groups - first;
+  const int count = static_cast<int>(in_quad < left ? in_quad : left) * BLOCK_N;
+  const int64_t start = (block * groups + first) * BLOCK_N;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int at = LANES * i + lane;
+    grid.scale[i] = 0, grid.zero[i] = 0;
+    if (at >= count) continue;
+    grid.scale[i] = w.scale_type == Element::float32 ? __ldg(static_cast<const uint32_t*>(w.scales) + start + at)
+                                                     : __ldg(static_cast<const uint16_t*>(w.scales) + start + at);
+    if (w.zeros) grid.zero[i] = __ldg(w.zeros + start + at);
+  }
+}
+
+__device__ __forceinline__ float stored_scale(uint32_t bits, Element type) {
+  if (type == Element::float32) return __uint_as_float(bits);
+  if (type == Element::float16) return __half2float(__ushort_as_half(static_cast<unsigned short>(bits)));
+  return __uint_as_float(bits << 16);
+}
+
+// What the quad's group number `group` (0 .. 3) has for row g + 8h; all lanes call.
+__device__ __forceinline__ uint32_t of_row(const uint32_t (&values)[2], int group, int h, int lane) {
+  return __shfl_sync(ALL_LANES, values[group / 2], BLOCK_N * (group % 2) + lane / 4 + 8 * h);
+}
+
+// One n-block's accumulators for MT times 8 rows of x: of the group at hand, unscaled, and of all before.
+template <int MT>
+struct Sums {
+  float group[MT][4], total[MT][4];
+};
+
+template <int MT>
+__device__ __forceinline__ void clear(Sums<MT>& sums) {
+#pragma unroll
+  for (int m = 0; m < MT; ++m)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) sums.group[m][i] = sums.total[m][i] = 0.f;
+}
+
+// Ends a group: total += scale * group.
+template <int MT>
+__device__ __forceinline__ void close_group(Sums<MT>& sums, const float (&scale)[2]) {
+#pragma unroll
+  for (int m = 0; m < MT; ++m)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      sums.total[m][i] += scale[i / 2] * sums.group[m][i];
+      sums.group[m][i] = 0.f;
+    }
+}
+
+}  // namespace torchcoinfer::cuda
