@@ -112,6 +112,13 @@ int64_t gemv_scratch(const DenseMatrix& w, int64_t rows);
 const char* gemv_linear(const DenseMatrix& w, const void* x, Element type, int64_t x_columns, int64_t rows,
                         const float* bias, void* y, float* scratch, void* stream);
 
+// Fast 2:4 by mma.sp: x [rows, K] and y [rows, N] of type (float16 or bfloat16) as they are, anywhere. `serves`: whether
+// matrix and type suit it.
+bool sparse24_serves(const SparseMatrix& w, Element type);
+int64_t sparse24_scratch(const SparseMatrix& w, int64_t rows);
+const char* fast_sparse24(const SparseMatrix& w, const void* x, int64_t rows, const float* bias, void* y, Element type,
+                          float* scratch, void* stream);
+
 struct ConvShape {
   int64_t batch, channels, height, width;  // of x
   int64_t out_channels, out_height, out_width;

@@ -97,7 +97,7 @@ void run_sparse(int64_t N, int64_t K, int bits, bool paired) {
                                                    survivors.data(), &flag, nullptr));
   const std::vector<float> scales = random_floats(blocks * BLOCK_N), x = random_floats(rows * tiles * TILE_K);
   std::vector<float> y(rows * N);
-  const cuda::SparseMatrix w{paired,           index.data(), masks.data(), offsets.data(), survivors.data(), chunks,
+  cuda::SparseMatrix w{paired,           index.data(), masks.data(), offsets.data(), survivors.data(), chunks,
                              Element::float32, bits,         scales.data(), nullptr,        Element::float32, 0,
                              N,                K,            0};
   expect("sparse_unpack", cuda::sparse_unpack(w, 1, dense.data(), flags.data(), &flag, nullptr));
@@ -106,6 +106,14 @@ void run_sparse(int64_t N, int64_t K, int bits, bool paired) {
   expect("reorder index", cuda::reorder(index.data(), cuda::Buffer::index, 0, 1, blocks, tiles, true, nullptr));
   expect("reorder values",
          cuda::reorder(survivors.data(), cuda::Buffer::survivors, bits, 1, blocks, tiles, true, nullptr));
+  w.layout = 1;
+  w.scale_type = Element::float16;
+  for (const int64_t count : {3, 70}) {
+    std::vector<float> scratch(cuda::sparse24_scratch(w, count));
+    std::vector<uint16_t> halves(count * K), out(count * N);
+    expect("sparse24", cuda::fast_sparse24(w, halves.data(), count, nullptr, out.data(), Element::float16,
+                                           scratch.data(), nullptr));
+  }
 }
 
 void run_codec(bool by_token) {
