@@ -3,11 +3,18 @@
 
 #pragma once
 
+#include <torch/csrc/stable/ops.h>
+
 #include "cuda/arguments.h"
 
 namespace torchcoinfer {
 
-enum class DensePath { plain, gemv };
+enum class DensePath { plain, gemv, gemm, decoded };
+
+// From here on decoding the weight and cuBLAS are sooner done than the fused GEMM. Reckoned for an H100, not measured
+// yet: a weight costs .8 ps to decode (2.5 bytes), a row of x 2 operations a weight: 4 fs at the 500 TFLOPS that mma
+// from registers may reach, 3 fs at cuBLAS' 680.
+constexpr int64_t DECODE_ROWS = 768;
 
 inline bool is_vector_aligned(const void* place) {
   return reinterpret_cast<uintptr_t>(place) % LANE_BYTES == 0;
@@ -19,26 +26,48 @@ inline DensePath dense_path(const cuda::DenseMatrix& w, Dtype x, int64_t rows, i
   // The codes are read in vectors of 16 bytes; a buffer that is a slice of a file may begin anywhere.
   if (!is_vector_aligned(w.packed)) return DensePath::plain;
   // Nothing to multiply.
-  if (w.K == 0 || rows == 0) return DensePath::plain;
+  if (w.K == 0 || w.N == 0 || rows == 0) return DensePath::plain;
   if (activation_bits) return DensePath::plain;
-  // The tensor cores would round float32 to 10 bits, which nobody asked for.
-  if (x == Dtype::float32) return DensePath::plain;
+  // Tensor cores would round float32 to 10 bits unasked: few rows are memory-bound in the plain kernel, more of them are
+  // torch's to multiply, by the precision that its user chose.
+  if (x == Dtype::float32) return rows <= cuda::GEMV_ROWS ? DensePath::plain : DensePath::decoded;
+  // Memory-bound: no shared memory, no barrier before the end.
   if (rows <= cuda::GEMV_ROWS) return DensePath::gemv;
-  return DensePath::plain;
+  // The weight is then rounded to x's dtype. One that fp16 cannot hold is none of a model that runs in fp16.
+  if (rows >= DECODE_ROWS) return DensePath::decoded;
+  return DensePath::gemm;
 }
 
-// x [rows, K] of 16 bits, contiguous, from a multiple of 16 bytes, K rounded up to 8: x itself or a copy.
-inline Tensor aligned_rows(const Checker& checks, const Tensor& x, int64_t rows, int64_t K) {
+// x [rows, K], contiguous, from a multiple of 16 bytes, K rounded up to 8: x itself or a copy.
+inline Tensor aligned_rows(const Checker& checks, const Tensor& x, Dtype dtype, int64_t rows, int64_t K) {
   const int64_t columns = ceil_div(K, 8) * 8;
   if (columns == K && is_vector_aligned(x.const_data_ptr())) return x;
   Tensor copy = empty_beside(x, {rows, columns}, x.scalar_type());
-  check_launch(checks, cuda::pad_rows(x.const_data_ptr(), rows, K, columns, copy.mutable_data_ptr(), current_stream(x)));
+  check_launch(checks, cuda::pad_rows(x.const_data_ptr(), element(dtype), rows, K, columns, copy.mutable_data_ptr(),
+                                      current_stream(x)));
   return copy;
+}
+
+// x [rows, columns] times the decoded weight.
+inline Tensor decoded_linear(const Checker& checks, const cuda::DenseMatrix& w, const Tensor& x, Dtype dtype,
+                             int64_t rows, int64_t columns, const std::optional<Tensor>& bias) {
+  Tensor weight = empty_beside(x, {w.N, columns}, x.scalar_type());
+  check_launch(checks,
+               cuda::decode_weight(w, element(dtype), columns, weight.mutable_data_ptr(), current_stream(x)));
+  const std::vector<int64_t> flat{rows, columns};
+  const Tensor matrix = torch::stable::reshape(x, {flat.data(), flat.size()});
+  std::optional<Tensor> beside;
+  if (bias.has_value()) beside = torch::stable::to(*bias, x.scalar_type());
+  std::array<StableIValue, 3> stack{torch::stable::detail::from(matrix), torch::stable::detail::from(weight),
+                                    torch::stable::detail::from(beside)};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::linear", "", stack.data(), TORCH_ABI_VERSION));
+  // autocast takes part in calls through the dispatcher
+  return torch::stable::to(torch::stable::detail::to<Tensor>(stack[0]), x.scalar_type());
 }
 
 // The layer by a fast kernel; nothing where only the plain one serves it.
 inline std::optional<Tensor> fast_linear(const Checker& checks, const cuda::DenseMatrix& w, const Tensor& x,
-                                         const Tensor& bias, int64_t activation_bits) {
+                                         const std::optional<Tensor>& bias, int64_t activation_bits) {
   const Dtype dtype = checks.floating("x", x);
   std::vector<int64_t> size;
   int64_t rows = 1;
@@ -49,12 +78,20 @@ inline std::optional<Tensor> fast_linear(const Checker& checks, const cuda::Dens
   const DensePath path = dense_path(w, dtype, rows, activation_bits);
   if (path == DensePath::plain) return std::nullopt;
   size.push_back(w.N);
-  Tensor y = empty_beside(x, size, x.scalar_type());
-  const Tensor values = aligned_rows(checks, torch::stable::contiguous(x), rows, w.K);
+  const Tensor of_bias = bias_values(checks, bias, w.N, x);
+  const Tensor values = aligned_rows(checks, torch::stable::contiguous(x), dtype, rows, w.K);
   const int64_t columns = values.numel() / rows;
-  const Tensor scratch = empty_beside(x, {cuda::gemv_scratch(w, rows)}, ScalarType::Float);
-  check_launch(checks, cuda::gemv_linear(w, values.const_data_ptr(), element(dtype), columns, rows, bias_data(bias),
-                                         y.mutable_data_ptr(), mutable_data<float>(scratch), current_stream(x)));
+  if (path == DensePath::decoded) {
+    const Tensor y = decoded_linear(checks, w, values, dtype, rows, columns, bias);
+    return torch::stable::reshape(y, {size.data(), size.size()});
+  }
+  Tensor y = empty_beside(x, size, x.scalar_type());
+  const bool few = path == DensePath::gemv;
+  const int64_t floats = few ? cuda::gemv_scratch(w, rows) : cuda::gemm_scratch(w, rows);
+  const Tensor scratch = empty_beside(x, {floats}, ScalarType::Float);
+  const auto kernel = few ? cuda::gemv_linear : cuda::gemm_linear;
+  check_launch(checks, kernel(w, values.const_data_ptr(), element(dtype), columns, rows, bias_data(of_bias),
+                              y.mutable_data_ptr(), mutable_data<float>(scratch), current_stream(x)));
   return y;
 }
 

@@ -73,4 +73,59 @@ __device__ __forceinline__ void close_group(Sums<MT>& sums, const float (&scale)
     }
 }
 
+constexpr int WARP_BLOCKS = 2;  // n-blocks of a warp
+constexpr int WARP_COLUMNS = WARP_BLOCKS * BLOCK_N;
+
+// Zero points of a quad's group for the two rows of a lane in each n-block; all lanes call.
+template <typename T, int BITS>
+__device__ __forceinline__ void group_zeros(uint32_t (&zero)[WARP_BLOCKS][2], const QuadGrid (&grid)[WARP_BLOCKS],
+                                            int group, int lane) {
+#pragma unroll
+  for (int i = 0; i < WARP_BLOCKS; ++i)
+#pragma unroll
+    for (int h = 0; h < 2; ++h)
+      zero[i][h] = zero_operand<T, BITS>(static_cast<int>(of_row(grid[i].zero, group, h, lane)));
+}
+
+// sums += a quad of the warp's n-blocks times MT times 8 rows; values(u, m): the lane's 16 bytes of x in tile u.
+template <typename T, int BITS, int MT, typename Values>
+__device__ __forceinline__ void multiply_quad(Sums<MT> (&sums)[WARP_BLOCKS], const QuadWords<BITS> (&quad)[WARP_BLOCKS],
+                                              const QuadGrid (&grid)[WARP_BLOCKS], const DenseMatrix& w,
+                                              const Values& values, int lane) {
+  const int group_tiles = group_tiles_of(w.group_size);
+  uint32_t zero[WARP_BLOCKS][2];
+#pragma unroll
+  for (int i = 0; i < WARP_BLOCKS; ++i) zero[i][0] = zero[i][1] = zero_operand<T, BITS>(implicit_zero(BITS));
+  int group = 0;
+#pragma unroll
+  for (int u = 0; u < QUAD; ++u) {
+    if (w.zeros && (u & (group_tiles - 1)) == 0) group_zeros<T, BITS>(zero, grid, group, lane);
+    uint32_t a[WARP_BLOCKS][2][4];
+#pragma unroll
+    for (int i = 0; i < WARP_BLOCKS; ++i)
+#pragma unroll
+      for (int s = 0; s < 2; ++s) weight_fragment<T, BITS>(a[i][s], quad[i], u, s, zero[i]);
+#pragma unroll
+    for (int m = 0; m < MT; ++m) {
+      const uint4 of_rows = values(u, m);
+#pragma unroll
+      for (int s = 0; s < 2; ++s) {
+        uint32_t b[2];
+        values_fragment(b, of_rows, s);
+#pragma unroll
+        for (int i = 0; i < WARP_BLOCKS; ++i) mma_16816<T>(sums[i].group[m], a[i][s], b);
+      }
+    }
+    if ((u + 1) & (group_tiles - 1)) continue;
+#pragma unroll
+    for (int i = 0; i < WARP_BLOCKS; ++i) {
+      float scale[2];
+#pragma unroll
+      for (int h = 0; h < 2; ++h) scale[h] = stored_scale(of_row(grid[i].scale, group, h, lane), w.scale_type);
+      close_group(sums[i], scale);
+    }
+    ++group;
+  }
+}
+
 }  // namespace torchcoinfer::cuda

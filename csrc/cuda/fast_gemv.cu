@@ -13,8 +13,6 @@
 namespace torchcoinfer::cuda {
 namespace {
 
-constexpr int WARP_BLOCKS = 2;  // n-blocks of a warp
-constexpr int WARP_COLUMNS = WARP_BLOCKS * BLOCK_N;
 constexpr int LEAST_QUADS = 4;  // of a warp, where blocks split K
 constexpr int FEW_ROWS = 4;     // whose x is small beside the weight
 
@@ -47,49 +45,6 @@ __device__ __forceinline__ void load_stage(Stage<BITS>& stage, const DenseMatrix
     else
       load_rest<BITS>(stage.quad[i], place, static_cast<int>(tiles - q * QUAD), lane);
     load_quad_grid(stage.grid[i], w, block, q, lane);
-  }
-}
-
-template <typename T, int BITS, int MT>
-__device__ __forceinline__ void multiply(Sums<MT> (&sums)[WARP_BLOCKS], const Stage<BITS>& stage, const DenseMatrix& w,
-                                         const uint4 (&values)[QUAD][MT], int lane) {
-  const int group_tiles = group_tiles_of(w.group_size);
-  uint32_t zero[WARP_BLOCKS][2];
-#pragma unroll
-  for (int i = 0; i < WARP_BLOCKS; ++i)
-#pragma unroll
-    for (int h = 0; h < 2; ++h) zero[i][h] = zero_operand<T, BITS>(implicit_zero(BITS));
-  int group = 0;
-#pragma unroll
-  for (int u = 0; u < QUAD; ++u) {
-    if (w.zeros && u % group_tiles == 0)
-#pragma unroll
-      for (int i = 0; i < WARP_BLOCKS; ++i)
-#pragma unroll
-        for (int h = 0; h < 2; ++h)
-          zero[i][h] = zero_operand<T, BITS>(static_cast<int>(of_row(stage.grid[i].zero, group, h, lane)));
-#pragma unroll
-    for (int s = 0; s < 2; ++s)
-#pragma unroll
-      for (int i = 0; i < WARP_BLOCKS; ++i) {
-        uint32_t a[4];
-        weight_fragment<T, BITS>(a, stage.quad[i], u, s, zero[i]);
-#pragma unroll
-        for (int m = 0; m < MT; ++m) {
-          uint32_t b[2];
-          values_fragment(b, values[u][m], s);
-          mma_16816<T>(sums[i].group[m], a, b);
-        }
-      }
-    if ((u + 1) % group_tiles) continue;
-#pragma unroll
-    for (int i = 0; i < WARP_BLOCKS; ++i) {
-      float scale[2];
-#pragma unroll
-      for (int h = 0; h < 2; ++h) scale[h] = stored_scale(of_row(stage.grid[i].scale, group, h, lane), w.scale_type);
-      close_group(sums[i], scale);
-    }
-    ++group;
   }
 }
 
@@ -149,7 +104,8 @@ __global__ void __launch_bounds__(most_warps(BITS, MT) * WARP)
         values[u][m] = load_values(x + row * x_columns + column, row < rows && column < x_columns);
       }
     if (q + shape.down < end) load_stage(next, w, first_block, q + shape.down, lane);
-    multiply<T, BITS, MT>(sums, stage, w, values, lane);
+    const auto of_tile = [&values](int u, int m) { return values[u][m]; };
+    multiply_quad<T, BITS, MT>(sums, stage.quad, stage.grid, w, of_tile, lane);
     stage = next;
   }
   finish<MT>(sums, shape, w, rows, bias, y, type, partials);

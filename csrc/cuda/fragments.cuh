@@ -211,6 +211,14 @@ inline int64_t processor_count() {
   return count;
 }
 
+// The most dynamic shared memory that a block of the current device may have.
+inline int64_t shared_bytes() {
+  int device = 0, bytes = 0;
+  if (cudaGetDevice(&device) != cudaSuccess) return 48 << 10;
+  if (cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) != cudaSuccess) return 48 << 10;
+  return bytes;
+}
+
 // In how many parts blocks split K: so that `room` of them have work, if each part keeps at least `least` of the quads.
 // A split costs a launch more, a few microseconds: what is done sooner is not split.
 inline int64_t split_count(int64_t blocks, int64_t quads, int64_t least, int64_t room) {

@@ -101,15 +101,22 @@ const char* quant_linear(const DenseMatrix& w, const float* values, int64_t rows
 const char* sparse_linear(const SparseMatrix& w, const float* values, int64_t rows, const float* row_scales,
                           const float* bias, void* y, Element type, void* stream);
 
-// --- fast linear layers: the device order only, 16-bit x [rows, x_columns], x_columns a multiple of 8, at least K, what
-// is beyond K zeros; w.packed and x begin at multiples of 16. type: of x and y. scratch: as many floats as *_scratch says.
+// --- fast linear layers: the device order only; w.packed and x begin at multiples of 16 bytes; x is [rows, x_columns] of
+// 16 bits, x_columns a multiple of 8, zeros beyond K. type: of x and y. scratch: as many floats as *_scratch says.
 
-// out: [rows, columns] of the 16-bit type, zeros beyond K: x as the fast kernels read it, where it is not so already.
-const char* pad_rows(const void* x, int64_t rows, int64_t K, int64_t columns, void* out, void* stream);
+// out: [rows, columns] of type, zeros beyond K: x as the fast kernels read it, where it is not so already.
+const char* pad_rows(const void* x, Element type, int64_t rows, int64_t K, int64_t columns, void* out, void* stream);
+
+// out: [N, columns] of type, columns a multiple of 8, zeros beyond K: the values of `dequantize`.
+const char* decode_weight(const DenseMatrix& w, Element type, int64_t columns, void* out, void* stream);
 
 constexpr int64_t GEMV_ROWS = 16;  // most
 int64_t gemv_scratch(const DenseMatrix& w, int64_t rows);
 const char* gemv_linear(const DenseMatrix& w, const void* x, Element type, int64_t x_columns, int64_t rows,
+                        const float* bias, void* y, float* scratch, void* stream);
+
+int64_t gemm_scratch(const DenseMatrix& w, int64_t rows);
+const char* gemm_linear(const DenseMatrix& w, const void* x, Element type, int64_t x_columns, int64_t rows,
                         const float* bias, void* y, float* scratch, void* stream);
 
 // Fast 2:4 by mma.sp: x [rows, K] and y [rows, N] of type (float16 or bfloat16) as they are, anywhere. `serves`: whether

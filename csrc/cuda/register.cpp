@@ -104,9 +104,9 @@ Tensor quant_linear_op(Tensor x, Tensor packed, Tensor scales, std::optional<Ten
   const cuda::DenseMatrix matrix =
       dense_matrix(checks, packed, scales, zeros, bits, group_size, out_features, x.size(-1), layout);
   const DeviceGuard guard(x.get_device_index());
-  const Tensor of_bias = bias_values(checks, bias, out_features, packed);
-  const std::optional<Tensor> fast = fast_linear(checks, matrix, x, of_bias, activation_bits);
+  const std::optional<Tensor> fast = fast_linear(checks, matrix, x, bias, activation_bits);
   if (fast.has_value()) return *fast;
+  const Tensor of_bias = bias_values(checks, bias, out_features, packed);
   const LinearRows rows = linear_rows(checks, x, out_features, activation_bits);
   check_launch(checks, cuda::quant_linear(matrix, data<float>(rows.values), rows.rows, rows.row_scales(),
                                           bias_data(of_bias), rows.y.mutable_data_ptr(), element(rows.dtype),

@@ -8,12 +8,12 @@ from torchcoinfer import ops
 
 BITS = (2, 3, 4, 5, 6, 8)
 HALVES = (torch.float16, torch.bfloat16)
-# N, K, group_size, symmetric, rows: whole quads, tiles after them, K that is no multiple of 8, one column, one row
+# N, K, group_size, symmetric, rows: whole quads, tiles after them, K that is no multiple of 8, one column
 CASES = (
-    (16, 128, 128, False, (1, 8)),
-    (37, 200, 32, False, (2, 9)),
-    (1, 300, 64, True, (7, 16)),
-    (50, 357, 0, False, (0, 3, 16)),
+    (16, 128, 128, False, (1, 8, 64)),
+    (37, 200, 32, False, (2, 9, 33)),
+    (1, 300, 64, True, (7, 16, 65)),
+    (50, 357, 0, False, (0, 3, 17)),
 )
 
 
@@ -57,3 +57,33 @@ def test_dtypes_of_scales(model, scale_dtype):
         exact,
         torch.zeros(20).double(),
     )
+
+
+# warps side by side; blocks that split K, where processors would be idle; blocks that share tiles
+SLOW_WAYS = [pytest.param(*way, marks=pytest.mark.slow) for way in ((300, 700, 130), (140, 1100, 200))]
+WAYS = [(200, 130, 5), (210, 70, 12), (18, 16500, 3), (5, 12544, 10), (150, 650, 20), (140, 600, 65)]
+
+
+@pytest.mark.parametrize("N, K, rows", WAYS + SLOW_WAYS)
+def test_ways_to_share_the_work(model, N, K, rows):
+    moved, (_, scales, zeros), exact = device_weight(model, N, K, 4, 64, False, torch.float16)
+    x, bias = torch.randn(rows, K).to(torch.bfloat16), torch.randn(N)
+    y = model.ops.quant_linear(x, moved, scales, zeros, bias, 4, 64, N, 0, 1)
+    assert_near(y, x.double(), exact, bias.double())
+    assert torch.equal(y, model.ops.quant_linear(x, moved, scales, zeros, bias, 4, 64, N, 0, 1))
+
+
+# many rows: the weight decoded, rounded to x's dtype, and torch's product
+@pytest.mark.parametrize("dtype", ROUNDING, ids=str)
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("N, K, group_size, symmetric", [case[:4] for case in CASES])
+def test_decoded_weight(model, N, K, group_size, symmetric, bits, dtype):
+    moved, (_, scales, zeros), exact = device_weight(model, N, K, bits, group_size, symmetric, torch.float32)
+    x, bias = torch.randn(2, 17 if dtype == torch.float32 else 384, K).to(dtype), torch.randn(N)
+    y = model.ops.quant_linear(x, moved, scales, zeros, bias, bits, group_size, N, 0, 1)
+    assert y.shape == (*x.shape[:-1], N)
+    assert_near(y.flatten(0, 1), x.flatten(0, 1).double(), exact, bias.double(), 2 * ROUNDING[dtype])
+    weight = model.ops.quant_linear(
+        torch.eye(768)[:, :K].to(dtype), moved, scales, zeros, None, bits, group_size, N, 0, 1
+    )
+    assert torch.equal(weight[:K].T, exact.to(dtype))

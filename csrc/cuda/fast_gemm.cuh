@@ -1,0 +1,237 @@
+// The frame of the fast GEMMs: y = x W^T for more rows than a GEMV serves, whatever the operands of mma are (`Math`).
+//
+// A thread block of eight warps computes tiles of BM rows of x by 128 columns of y (8 n-blocks). Each step is one quad of
+// K: the tile's x and packed codes arrive in a ring of stages in shared memory, `stages` - 1 steps ahead.
+//
+// The steps of all tiles, tile after tile, are dealt to the thread blocks in equal parts, so that no processor idles
+// whatever the shape. A tile that falls to several blocks is summed up by a second kernel, in their order:
+//
+//   steps  |  tile 0  |  tile 1  |  tile 2  |
+//   blocks |   0   |   1   |   2   |   3   |        block 1 ends tile 0 and begins tile 1: two partial sums
+//
+// Math: BITS, MT (8-row tiles of a warp), ROW_BYTES (x of a row and quad), SUM_BYTES (of a stage, for column sums),
+// Values (type of a lane's part of a tile of x), State with clear(), multiply(...), value(i, m, v).
+
+#pragma once
+
+#include "cuda/fast_dense.cuh"
+
+namespace torchcoinfer::cuda {
+
+constexpr int N_WARPS = 4, M_WARPS = 2, GEMM_THREADS = N_WARPS * M_WARPS * WARP;
+constexpr int TILE_BLOCKS = N_WARPS * WARP_BLOCKS, TILE_COLUMNS = TILE_BLOCKS * BLOCK_N;
+constexpr int MOST_STAGES = 4;
+constexpr int64_t LEAST_STEPS = 4;  // of a thread block: fewer would mostly be start and end
+
+struct GemmProblem {
+  DenseMatrix w;
+  const unsigned char* x;  // [rows, row_bytes], row_bytes a multiple of 16, zeros beyond K
+  int64_t row_bytes, rows;
+  const int32_t* sums;  // of x over each group, [groups of at most a quad, sum_rows]; int8 only
+  int64_t sum_rows;
+  const float* row_scales;  // [rows] or nullptr
+  const float* bias;        // [N] or nullptr
+  void* y;
+  Element type;
+  float* partials;  // [blocks, 2, BM * 128]
+  int quads, row_tiles, column_tiles, stages;
+
+  __host__ __device__ int steps() const {
+    return quads * row_tiles * column_tiles;
+  }
+  // First step of a thread block.
+  __host__ __device__ int begin(unsigned block, unsigned blocks) const {
+    return static_cast<int>(static_cast<int64_t>(steps()) * block / blocks);
+  }
+};
+
+// Rows of a tile.
+template <int MT>
+constexpr int TILE_ROWS = M_WARPS * MT * 8;
+
+template <typename Math>
+struct Stage {
+  static constexpr int ROWS = TILE_ROWS<Math::MT>;
+  static constexpr int X_BYTES = ROWS * Math::ROW_BYTES;
+  static constexpr int CODE_BYTES = TILE_BLOCKS * static_cast<int>(QUAD_BYTES<Math::BITS>);
+  static constexpr int BYTES = X_BYTES + CODE_BYTES + Math::SUM_BYTES;
+};
+
+// Starts to copy what a step needs.
+template <typename Math>
+__device__ __forceinline__ void fetch(unsigned char* stage, const GemmProblem& p, int step) {
+  constexpr int CHUNKS = Math::ROW_BYTES / LANE_BYTES, OF_BLOCK = static_cast<int>(QUAD_BYTES<Math::BITS>) / LANE_BYTES;
+  const int tile = step / p.quads, block = tile / p.row_tiles * TILE_BLOCKS;
+  const int64_t q = step % p.quads, row = tile % p.row_tiles * Stage<Math>::ROWS, tiles = ceil_div(p.w.K, TILE_K);
+#pragma unroll 4
+  for (int at = threadIdx.x; at < Stage<Math>::ROWS * CHUNKS; at += GEMM_THREADS) {
+    const int r = at / CHUNKS, chunk = at % CHUNKS;
+    const int64_t byte = q * Math::ROW_BYTES + chunk * LANE_BYTES;
+    const bool wanted = row + r < p.rows && byte < p.row_bytes;
+    copy_async(stage + r * Math::ROW_BYTES + Math::swizzled(r, chunk) * LANE_BYTES,
+               wanted ? p.x + (row + r) * p.row_bytes + byte : p.x, wanted);
+  }
+  const int64_t left = tiles - q * QUAD, bytes = (left < QUAD ? left : QUAD) * tile_bytes(Math::BITS);
+  const int64_t blocks = ceil_div(p.w.N, BLOCK_N);
+#pragma unroll 4
+  for (int at = threadIdx.x; at < TILE_BLOCKS * OF_BLOCK; at += GEMM_THREADS) {
+    const int64_t i = at / OF_BLOCK, byte = at % OF_BLOCK * LANE_BYTES;
+    const bool wanted = block + i < blocks && byte < bytes;
+    const int64_t place = (block + i) * tiles * tile_bytes(Math::BITS) + q * QUAD_BYTES<Math::BITS> + byte;
+    copy_async(stage + Stage<Math>::X_BYTES + at * LANE_BYTES, wanted ? p.w.packed + place : p.w.packed, wanted);
+  }
+  if constexpr (Math::SUM_BYTES > 0) Math::fetch_sums(stage + Stage<Math>::X_BYTES + Stage<Math>::CODE_BYTES, p, row, q);
+}
+
+// Until the oldest of the `stages` - 1 steps under way is there.
+__device__ __forceinline__ void await_step(int stages) {
+  if (stages == 4)
+    wait_copies<2>();
+  else if (stages == 3)
+    wait_copies<1>();
+  else
+    wait_copies<0>();
+}
+
+// Where value v of the lane's accumulator (i, m) belongs.
+template <int MT>
+struct Target {
+  int row, column;
+  __device__ Target(const GemmProblem& p, int tile, int warp, int lane, int i, int m, int v) {
+    row = tile % p.row_tiles * TILE_ROWS<MT> + (warp / N_WARPS * MT + m) * 8 + 2 * (lane % 4) + v % 2;
+    column = (tile / p.row_tiles * TILE_BLOCKS + warp % N_WARPS * WARP_BLOCKS + i) * BLOCK_N + lane / 4 + 8 * (v / 2);
+  }
+};
+
+__device__ __forceinline__ void store_value(const GemmProblem& p, float value, int64_t row, int64_t column) {
+  if (row >= p.rows || column >= p.w.N) return;
+  if (p.row_scales) value *= p.row_scales[row];
+  if (p.bias) value += p.bias[column];
+  store_element(value, p.y, p.type, row * p.w.N + column);
+}
+
+// The sums of a tile, or of a part of its steps: then to `partials`, lane by lane.
+template <typename Math>
+__device__ __forceinline__ void store_tile(const GemmProblem& p, const typename Math::State& state, int tile,
+                                           float* partials, int warp, int lane) {
+#pragma unroll
+  for (int i = 0; i < WARP_BLOCKS; ++i)
+#pragma unroll
+    for (int m = 0; m < Math::MT; ++m)
+#pragma unroll
+      for (int v = 0; v < 4; ++v) {
+        const float value = state.value(i, m, v);
+        if (partials) {
+          partials[(((warp * WARP_BLOCKS + i) * Math::MT + m) * 4 + v) * LANES + lane] = value;
+          continue;
+        }
+        const Target<Math::MT> target(p, tile, warp, lane, i, m, v);
+        store_value(p, value, target.row, target.column);
+      }
+}
+
+template <typename Math>
+__device__ __forceinline__ void load_step_grid(QuadGrid (&grid)[WARP_BLOCKS], const GemmProblem& p, int step, int warp,
+                                               int lane) {
+  const int64_t blocks = ceil_div(p.w.N, BLOCK_N);
+#pragma unroll
+  for (int i = 0; i < WARP_BLOCKS; ++i) {
+    const int64_t block = step / p.quads / p.row_tiles * TILE_BLOCKS + warp % N_WARPS * WARP_BLOCKS + i;
+    load_quad_grid(grid[i], p.w, block < blocks ? block : blocks - 1, step % p.quads, lane);
+  }
+}
+
+template <typename Math>
+__device__ __forceinline__ void run_gemm(const GemmProblem& p) {
+  auto* ring = static_cast<unsigned char*>(dynamic_shared());
+  const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+  const int begin = p.begin(blockIdx.x, gridDim.x), end = p.begin(blockIdx.x + 1, gridDim.x);
+  for (int i = 0; i + 1 < p.stages; ++i) {
+    if (begin + i < end) fetch<Math>(ring + i * Stage<Math>::BYTES, p, begin + i);
+    commit_copies();
+  }
+  typename Math::State state;
+  state.clear();
+  int first = begin;  // of the steps that `state` sums up
+  int slot = 0;
+#pragma unroll 1
+  for (int step = begin; step < end; ++step) {
+    QuadGrid grid[WARP_BLOCKS];
+    load_step_grid<Math>(grid, p, step, warp, lane);  // lands while the copies are awaited and started
+    await_step(p.stages);
+    __syncthreads();  // everybody's copies are there, and the stage before this one has been read
+    const int ahead = step + p.stages - 1;
+    if (ahead < end) fetch<Math>(ring + (slot ? slot - 1 : p.stages - 1) * Stage<Math>::BYTES, p, ahead);
+    commit_copies();
+    const int tile = step / p.quads, q = step % p.quads;
+    if (tile % p.row_tiles * Stage<Math>::ROWS + warp / N_WARPS * Math::MT * 8 < p.rows)
+      state.multiply(ring + slot * Stage<Math>::BYTES, grid, p, q, warp, lane);
+    if (q + 1 == p.quads || step + 1 == end) {
+      const bool whole = first == tile * p.quads && q + 1 == p.quads;
+      float* part = p.partials + (2 * static_cast<int64_t>(blockIdx.x) + (first != begin)) * Stage<Math>::ROWS * TILE_COLUMNS;
+      store_tile<Math>(p, state, tile, whole ? nullptr : part, warp, lane);
+      state.clear();
+      first = step + 1;
+    }
+    slot = slot + 1 == p.stages ? 0 : slot + 1;
+  }
+}
+
+// Adds up the tiles that several of the `blocks` thread blocks shared. One thread block: a part of one tile.
+template <int MT>
+__device__ __forceinline__ void add_parts(const GemmProblem& p, unsigned blocks) {
+  constexpr int VALUES = TILE_ROWS<MT> * TILE_COLUMNS;
+  const int tile = static_cast<int>(blockIdx.x), begin = tile * p.quads, end = begin + p.quads;
+  auto block = static_cast<unsigned>(static_cast<int64_t>(begin) * blocks / p.steps());
+  while (p.begin(block + 1, blocks) <= begin) ++block;
+  if (p.begin(block, blocks) <= begin && p.begin(block + 1, blocks) >= end) return;  // one block had it all
+  for (int at = blockIdx.y * GEMM_THREADS + threadIdx.x; at < VALUES; at += gridDim.y * GEMM_THREADS) {
+    float sum = 0.f;
+    for (unsigned b = block; p.begin(b, blocks) < end; ++b) {
+      const bool is_last = p.begin(b, blocks) < begin;  // the block began with another tile
+      sum += p.partials[static_cast<int64_t>(2 * b + is_last) * VALUES + at];
+    }
+    const int lane = at % LANES, v = at / LANES % 4, m = at / LANES / 4 % MT;
+    const int i = at / LANES / 4 / MT % WARP_BLOCKS, warp = at / LANES / 4 / MT / WARP_BLOCKS;
+    const Target<MT> target(p, tile, warp, lane, i, m, v);
+    store_value(p, sum, target.row, target.column);
+  }
+}
+
+// --- host
+
+// Thread blocks: one a multiprocessor, if each has work for a while.
+inline unsigned gemm_blocks(const GemmProblem& p) {
+  return grid_size(ceil_div(p.steps(), LEAST_STEPS), processor_count());
+}
+
+inline bool shares_tiles(const GemmProblem& p) {
+  return static_cast<unsigned>(p.row_tiles * p.column_tiles) % gemm_blocks(p) != 0;
+}
+
+// Sets what follows from the rest.
+template <typename Math>
+void set_geometry(GemmProblem& p) {
+  p.quads = static_cast<int>(ceil_div(p.w.K, QUAD_K));
+  p.row_tiles = static_cast<int>(ceil_div(p.rows, Stage<Math>::ROWS));
+  p.column_tiles = static_cast<int>(ceil_div(p.w.N, TILE_COLUMNS));
+  p.stages = static_cast<int>(grid_size(shared_bytes() / Stage<Math>::BYTES, MOST_STAGES));
+}
+
+template <typename Math>
+int64_t partial_count(GemmProblem p) {
+  set_geometry<Math>(p);
+  return shares_tiles(p) ? int64_t{2} * gemm_blocks(p) * Stage<Math>::ROWS * TILE_COLUMNS : 0;
+}
+
+template <typename Math, typename Kernel, typename AddKernel>
+void launch_gemm(Kernel kernel, AddKernel add_kernel, GemmProblem p, void* stream) {
+  set_geometry<Math>(p);
+  const unsigned blocks = gemm_blocks(p);
+  launch(kernel, blocks, GEMM_THREADS, static_cast<size_t>(p.stages) * Stage<Math>::BYTES, stream, p);
+  if (!shares_tiles(p)) return;
+  const dim3 grid(static_cast<unsigned>(p.row_tiles * p.column_tiles), Stage<Math>::ROWS / 8);
+  launch(add_kernel, grid, GEMM_THREADS, 0, stream, p, blocks);
+}
+
+}  // namespace torchcoinfer::cuda
