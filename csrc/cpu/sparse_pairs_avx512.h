@@ -31,15 +31,24 @@ TORCHCOINFER_AVX512_INLINE __m512i opaque_zeros() {
   return zeros;
 }
 
-// The next survivors in the places of half a mask: a load and an expansion, since an expanding load is slow on Zen 5;
-// the mask goes from memory to its register.
-TORCHCOINFER_AVX512_INLINE __m512i expand(const uint16_t* next, const uint32_t* mask, __m512i zeros) {
+// The next survivors in the given places: a load and an expansion, since an expanding load is slow on Zen 5.
+TORCHCOINFER_AVX512_INLINE __m512i expand(const uint16_t* next, __mmask32 places, __m512i zeros) {
   __m512i some = _mm512_loadu_si512(next);
-  __mmask32 places;
-  asm("kmovd %1, %0" : "=k"(places) : "m"(*mask));
   asm("" : "+v"(some));
   return _mm512_mask_expand_epi16(zeros, places, some);
 }
+
+// A group's mask straight from memory: two moves from general registers cost more than a shift.
+struct Places {
+  __mmask32 left, right;
+
+  TORCHCOINFER_AVX512 __attribute__((always_inline)) explicit Places(const uint64_t* mask) {
+    __mmask64 both, high;
+    asm("kmovq %1, %0" : "=k"(both) : "m"(*mask));
+    asm("kshiftrq $32, %1, %0" : "=k"(high) : "k"(both));
+    left = static_cast<__mmask32>(both), right = static_cast<__mmask32>(high);
+  }
+};
 
 TORCHCOINFER_AVX512_INLINE __m512i four_columns(const uint16_t* x) {
   long long four;
@@ -52,8 +61,6 @@ template <int ROWS, bool AHEAD>
 TORCHCOINFER_AVX512 void few_rows(const uint16_t* next, const uint64_t* masks, int64_t words, const uint16_t* x,
                                   int64_t stride, float* sums) {
   constexpr int CHAINS = ROWS <= 2 ? 2 : 1;  // one row alone would wait for its own sums
-  using Half [[gnu::may_alias]] = uint32_t;
-  const auto* halves = reinterpret_cast<const Half*>(masks);
   const __m512i zeros = opaque_zeros();
   __m512 parts[ROWS][HALVES][CHAINS];
 #pragma GCC unroll 4
@@ -66,11 +73,13 @@ TORCHCOINFER_AVX512 void few_rows(const uint16_t* next, const uint64_t* masks, i
   for (int64_t w = 0; w < words; w += 2) {
 #pragma GCC unroll 2
     for (int i = 0; i < 2; ++i) {
-      const int64_t first = __builtin_popcount(halves[2 * (w + i)]);
-      const __m512i left = expand(next, halves + 2 * (w + i), zeros);
-      const __m512i right = expand(next + first, halves + 2 * (w + i) + 1, zeros);
+      uint64_t mask = masks[w + i];
+      asm("" : "+r"(mask));  // loaded once, not by either count
+      const Places places(masks + w + i);
+      const __m512i left = expand(next, places.left, zeros);
+      const __m512i right = expand(next + __builtin_popcount(static_cast<uint32_t>(mask)), places.right, zeros);
       if constexpr (AHEAD) _mm_prefetch(reinterpret_cast<const char*>(next) + AHEAD_BYTES, _MM_HINT_T0);
-      next += __builtin_popcountll(masks[w + i]);
+      next += __builtin_popcountll(mask);
 #pragma GCC unroll 4
       for (int m = 0; m < ROWS; ++m) {
         const __m512i four = four_columns(x + m * stride + GROUP_K * (w + i));
@@ -101,13 +110,13 @@ TORCHCOINFER_AVX512 inline void round_survivors(const void* survivors, Dtype dty
 // Spreads a window: places [words][64]. AHEAD: as above.
 template <bool AHEAD>
 TORCHCOINFER_AVX512 void spread_window(const uint16_t* next, const uint64_t* masks, int64_t words, uint16_t* places) {
-  using Half [[gnu::may_alias]] = uint32_t;
-  const auto* halves = reinterpret_cast<const Half*>(masks);
   const __m512i zeros = opaque_zeros();
-  for (int64_t h = 0; h < HALVES * words; ++h) {
-    _mm512_store_si512(places + h * HALF, expand(next, halves + h, zeros));
+  for (int64_t w = 0; w < words; ++w, places += GROUP_PLACES) {
+    const Places here(masks + w);
+    _mm512_store_si512(places, expand(next, here.left, zeros));
+    _mm512_store_si512(places + HALF, expand(next + __builtin_popcount(static_cast<uint32_t>(masks[w])), here.right, zeros));
     if constexpr (AHEAD) _mm_prefetch(reinterpret_cast<const char*>(next) + AHEAD_BYTES, _MM_HINT_T0);
-    next += __builtin_popcount(halves[h]);
+    next += __builtin_popcountll(masks[w]);
   }
 }
 
