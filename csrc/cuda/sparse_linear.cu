@@ -15,20 +15,15 @@ constexpr int ROWS = 8;
 constexpr int TILE_SURVIVORS = TILE_CHUNKS * CHUNK;
 constexpr int PER_THREAD = BLOCK_N * TILE_K / THREADS;
 constexpr int TEAM_COLUMNS = TILE_K / TEAMS;
+constexpr int PAIRED_THREADS = BLOCK_N * TILE_GROUPS;
 static_assert(ROWS <= TEAMS, "team m writes row m");
 
-// Where weight (n, k) of a 2:4 tile lies among its survivors: slot 0 or 1, or -1.
-__device__ int paired_slot(const SparseMatrix& w, int64_t block, int64_t tiles, int64_t t, int n, int k) {
+// The columns that row n keeps of group g in a 2:4 tile: the first in the low two bits.
+__device__ int paired_nibble(const SparseMatrix& w, int64_t block, int64_t tiles, int64_t t, int n, int g) {
   const uint8_t* index = w.index + block * tiles * INDEX_BYTES;
-  const int g = k / GROUP_K;
-  int nibble;
-  if (w.layout == DEVICE_LAYOUT) {
-    const Bit at = device_index_bit(tiles, t, n, g);
-    nibble = index[at.byte] >> at.shift & 15;
-  } else {
-    nibble = index[t * INDEX_BYTES + 8 * g + n / 2] >> 4 * (n % 2) & 15;
-  }
-  return k % GROUP_K == (nibble & 3) ? 0 : k % GROUP_K == nibble >> 2 ? 1 : -1;
+  if (w.layout != DEVICE_LAYOUT) return index[t * INDEX_BYTES + 8 * g + n / 2] >> 4 * (n % 2) & 15;
+  const Bit at = device_index_bit(tiles, t, n, g);
+  return index[at.byte] >> at.shift & 15;
 }
 
 __device__ float survivor_value(const SparseMatrix& w, const Grid& grid, int64_t survivor) {
@@ -37,15 +32,20 @@ __device__ float survivor_value(const SparseMatrix& w, const Grid& grid, int64_t
   return grid.scale * static_cast<float>(chunk_code(chunk, w.bits, static_cast<int>(survivor % CHUNK)) - grid.zero);
 }
 
-__device__ float paired_weight(const SparseMatrix& w, const Grid& grid, int64_t block, int64_t tiles, int64_t t, int n,
-                               int k) {
-  const int slot = paired_slot(w, block, tiles, t, n, k), g = k / GROUP_K;
-  if (slot < 0) return 0.f;
+__device__ float paired_survivor(const SparseMatrix& w, const Grid& grid, int64_t block, int64_t tiles, int64_t t,
+                                 int n, int g, int slot) {
   const int64_t first = (block * tiles + t) * TILE_SURVIVORS;
   if (w.layout != DEVICE_LAYOUT) return survivor_value(w, grid, first + g * PAIRED_SURVIVORS + 2 * n + slot);
   if (!w.bits) return load_element(w.values, w.value_type, first + device_survivor_element(n, g, slot));
   const auto* values = static_cast<const uint8_t*>(w.values) + block * tiles * TILE_CHUNKS * chunk_bytes(w.bits);
   return grid.scale * static_cast<float>(device_survivor(values, w.bits, tiles, t, n, g, slot) - grid.zero);
+}
+
+__device__ float paired_weight(const SparseMatrix& w, const Grid& grid, int64_t block, int64_t tiles, int64_t t, int n,
+                               int k) {
+  const int g = k / GROUP_K, nibble = paired_nibble(w, block, tiles, t, n, g);
+  const int slot = k % GROUP_K == (nibble & 3) ? 0 : k % GROUP_K == nibble >> 2 ? 1 : -1;
+  return slot < 0 ? 0.f : paired_survivor(w, grid, block, tiles, t, n, g, slot);
 }
 
 // Survivors of a bitmap block, tile by tile.
@@ -115,7 +115,50 @@ __global__ void __launch_bounds__(THREADS)
   }
 }
 
+// The weight itself, 2:4: a thread the four columns of a group in one row.
+__global__ void __launch_bounds__(PAIRED_THREADS) write_paired(SparseMatrix w, void* out, Element type) {
+  const int n = threadIdx.x / TILE_GROUPS, g = threadIdx.x % TILE_GROUPS;
+  const int64_t tiles = ceil_div(w.K, TILE_K), all = ceil_div(w.N, BLOCK_N) * tiles;
+  for (int64_t at = blockIdx.x; at < all; at += gridDim.x) {
+    const int64_t block = at / tiles, t = at % tiles, row = block * BLOCK_N + n, k = t * TILE_K + g * GROUP_K;
+    if (row >= w.N) continue;
+    const Grid grid = w.bits ? load_grid(w, block, w.group_size ? t * TILE_K / w.group_size : 0, n) : Grid{1.f, 0};
+    const int nibble = paired_nibble(w, block, tiles, t, n, g);
+    const float first = paired_survivor(w, grid, block, tiles, t, n, g, 0);
+    const float second = paired_survivor(w, grid, block, tiles, t, n, g, 1);
+    for (int i = 0; i < GROUP_K && k + i < w.K; ++i)
+      store_element(i == (nibble & 3) ? first : i == nibble >> 2 ? second : 0.f, out, type, row * w.K + k + i);
+  }
+}
+
+// The same for bitmap, a thread block an n-block.
+__global__ void __launch_bounds__(THREADS) write_bitmap(SparseMatrix w, void* out, Element type) {
+  const int64_t tiles = ceil_div(w.K, TILE_K), block = blockIdx.x;
+  Stream stream(w, block);
+  for (int64_t t = 0; t < tiles; ++t) {
+    const uint64_t* masks = w.masks + (block * tiles + t) * TILE_GROUPS;
+    for (int i = 0; i < PER_THREAD; ++i) {
+      const int n = (threadIdx.x + i * THREADS) / TILE_K;
+      const int64_t row = block * BLOCK_N + n, k = t * TILE_K + (threadIdx.x + i * THREADS) % TILE_K;
+      if (row >= w.N || k >= w.K) continue;
+      const Grid grid = w.bits ? load_grid(w, block, w.group_size ? k / w.group_size : 0, n) : Grid{1.f, 0};
+      store_element(stream.weight(w, grid, masks, n, static_cast<int>(k % TILE_K)), out, type, row * w.K + k);
+    }
+    stream.pass(masks);
+  }
+}
+
 }  // namespace
+
+const char* sparse_dequantize(const SparseMatrix& w, void* out, Element type, void* stream) {
+  const int64_t blocks = ceil_div(w.N, BLOCK_N), all = blocks * ceil_div(w.K, TILE_K);
+  if (all == 0) return nullptr;
+  if (w.paired)
+    launch(write_paired, grid_size(all, MOST_BLOCKS), PAIRED_THREADS, 0, stream, w, out, type);
+  else
+    launch(write_bitmap, static_cast<unsigned>(blocks), THREADS, 0, stream, w, out, type);
+  return launch_error();
+}
 
 const char* sparse_linear(const SparseMatrix& w, const float* values, int64_t rows, const float* row_scales,
                           const float* bias, void* y, Element type, void* stream) {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from torchcoinfer.errors import ArgumentError, CalibrationError
+from torchcoinfer.models import judged_tensor
 
 METRICS = ("output_mse", "kl")
 
@@ -41,7 +42,7 @@ class Judge:
         Raises:
             CalibrationError: the output holds no floating tensor, or it does not lead with the batch.
         """
-        judged = self.output(structure) if self.output is not None else default_output(structure)
+        judged = self.output(structure) if self.output is not None else judged_tensor(structure)
         if not isinstance(judged, Tensor) or not judged.is_floating_point():
             raise CalibrationError(
                 "the judged output is not a floating tensor",
@@ -104,28 +105,6 @@ class Judge:
     def factor(self) -> float:
         """What (uᵀv)² is multiplied with: 1, or ½ for the KL divergence."""
         return 1.0 if self.metric == "output_mse" else 0.5
-
-
-def default_output(structure: Any) -> Tensor | None:
-    """``logits`` where the output has it, else the first floating tensor, depth first."""
-    logits = structure.get("logits") if isinstance(structure, Mapping) else getattr(structure, "logits", None)
-    if isinstance(logits, Tensor):
-        return logits
-    return next((leaf for leaf in _tensors(structure) if leaf.is_floating_point()), None)
-
-
-def _tensors(structure: Any) -> Iterator[Tensor]:
-    if isinstance(structure, Tensor):
-        yield structure
-    elif isinstance(structure, Mapping):
-        for value in structure.values():
-            yield from _tensors(value)
-    elif isinstance(structure, (tuple, list)):
-        for value in structure:
-            yield from _tensors(value)
-    elif hasattr(structure, "__dataclass_fields__"):
-        for name in structure.__dataclass_fields__:
-            yield from _tensors(getattr(structure, name))
 
 
 def batch_size(inputs: Sequence[Tensor]) -> int:

@@ -73,8 +73,7 @@ def default_output(output: Any, inputs: Mapping[str, Any] | None = None) -> torc
     Raises:
         ArgumentError: no floating tensor in the output.
     """
-    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
-    tensor = logits if isinstance(logits, torch.Tensor) else next(_floating(output), None)
+    tensor = judged_tensor(output)
     if tensor is None:
         raise ArgumentError(
             "the model's output holds no floating tensor to judge",
@@ -88,13 +87,23 @@ def default_output(output: Any, inputs: Mapping[str, Any] | None = None) -> torc
     return tensor * mask.to(tensor.dtype).reshape(*mask.shape, *[1] * (tensor.dim() - 2))
 
 
-def _floating(value: Any) -> Iterator[torch.Tensor]:
+def judged_tensor(output: Any) -> torch.Tensor | None:
+    """``logits`` where the output has it, else the first floating tensor, depth first; None where none is."""
+    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    if isinstance(logits, torch.Tensor):
+        return logits
+    return next((leaf for leaf in _tensors(output) if leaf.is_floating_point()), None)
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
     if isinstance(value, torch.Tensor):
-        if value.is_floating_point():
-            yield value
+        yield value
     elif isinstance(value, Mapping):
         for item in value.values():
-            yield from _floating(item)
+            yield from _tensors(item)
     elif isinstance(value, (tuple, list)):
         for item in value:
-            yield from _floating(item)
+            yield from _tensors(item)
+    elif hasattr(value, "__dataclass_fields__"):
+        for name in value.__dataclass_fields__:
+            yield from _tensors(getattr(value, name))
