@@ -1,9 +1,9 @@
 // 2:4 linear layer by mma.sp, float survivors (BITS 0) and codes, for float16 and bfloat16 x. Device order only.
 //
-// A thread block takes COLUMNS_AT_ONCE n-blocks a warp, `n_warps` warps wide, for up to 8 MT rows of x a warp, `m_warps`
-// warps high; the rest of its 8 warps share the columns of K among them and add up in shared memory at the end. Where
-// that leaves multiprocessors idle, K is split over blockIdx.z too, and `reduce_splits` adds the parts, always in the same
-// order. A stage, one quad (128 columns) a k-warp, is copied asynchronously, STAGES deep:
+// A thread block takes COLUMNS_AT_ONCE n-blocks a warp, `n_warps` warps wide, for up to 8 MT rows of x a warp,
+// `m_warps` warps high; the rest of its 8 warps share the columns of K among them and add up in shared memory at the end. Where
+// that leaves multiprocessors idle, K is split over blockIdx.z too, and `reduce_splits` adds the parts, always in the
+// same order. A stage, one quad (128 columns) a k-warp, is copied asynchronously, STAGES deep:
 //
 //   | x [rows][128 k_warps + 8] | slot of warp 0, n-block 0: codes, index, scales and zero points | slot ... |
 //
@@ -94,8 +94,8 @@ struct Work24 {
   __device__ void fill_rest(const unsigned char* values, const uint8_t* index, int there, unsigned char* to) const {
     if constexpr (BITS == 0) {
       for (int u = 0; u < QUAD; ++u)
-        copy_async(to + u * ROUND_BYTES + lane * LANE_BYTES, u < there ? values + u * ROUND_BYTES + lane * LANE_BYTES : values,
-                   u < there);
+        copy_async(to + u * ROUND_BYTES + lane * LANE_BYTES,
+                   u < there ? values + u * ROUND_BYTES + lane * LANE_BYTES : values, u < there);
     } else {
       rest_of_plane<plane(BITS, 0).bits>(values, there, lane, Layout::TILE, to);
       if constexpr (plane_count(BITS) == 2)

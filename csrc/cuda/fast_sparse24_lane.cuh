@@ -109,7 +109,8 @@ struct Lane24 {
 
 // Plane P of the `there` tiles after the last quad, from its first tile, as the words that a quad would hold.
 template <int P>
-__device__ inline void rest_of_plane(const unsigned char* from, int there, int lane, int tile_bytes, unsigned char* to) {
+__device__ inline void rest_of_plane(const unsigned char* from, int there, int lane, int tile_bytes,
+                                     unsigned char* to) {
   constexpr int VECTOR = P < 4 ? P : 4;
   uint32_t words[P] = {};
 #pragma unroll

@@ -101,6 +101,9 @@ const char* quant_linear(const DenseMatrix& w, const float* values, int64_t rows
 const char* sparse_linear(const SparseMatrix& w, const float* values, int64_t rows, const float* row_scales,
                           const float* bias, void* y, Element type, void* stream);
 
+// out: [N, K] of type, zeros where pruned; any format, order and type.
+const char* sparse_dequantize(const SparseMatrix& w, void* out, Element type, void* stream);
+
 // --- fast linear layers: the device order only; w.packed and x begin at multiples of 16 bytes; x is [rows, x_columns] of
 // 16 bits, x_columns a multiple of 8, zeros beyond K. type: of x and y. scratch: as many floats as *_scratch says.
 
@@ -125,6 +128,12 @@ bool sparse24_serves(const SparseMatrix& w, Element type);
 int64_t sparse24_scratch(const SparseMatrix& w, int64_t rows);
 const char* fast_sparse24(const SparseMatrix& w, const void* x, int64_t rows, const float* bias, void* y, Element type,
                           float* scratch, void* stream);
+
+// The same for bitmap, without scratch, meant for few rows; and where it serves, the weight, out: [N, K] of type.
+bool bitmap_serves(const SparseMatrix& w, Element type);
+const char* fast_bitmap(const SparseMatrix& w, const void* x, int64_t rows, const float* bias, void* y, Element type,
+                        void* stream);
+const char* bitmap_dequantize(const SparseMatrix& w, void* out, Element type, void* stream);
 
 struct ConvShape {
   int64_t batch, channels, height, width;  // of x

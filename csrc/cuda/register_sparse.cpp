@@ -2,7 +2,7 @@
 
 #include <limits>
 
-#include "cuda/arguments.h"
+#include "cuda/sparse_paths.h"
 
 namespace torchcoinfer {
 namespace {
@@ -157,26 +157,6 @@ std::tuple<Tensor, Tensor> bitmap_unpack_op(Tensor mask, Tensor offsets, Tensor 
   return unpack(checks, bitmap_matrix(checks, mask, offsets, values, bits, N, K), values);
 }
 
-// y [..., N] for x [..., K].
-Tensor empty_rows(const Tensor& x, int64_t N) {
-  std::vector<int64_t> size;
-  for (int64_t i = 0; i + 1 < x.dim(); ++i) size.push_back(x.size(i));
-  size.push_back(N);
-  return empty_beside(x, size, x.scalar_type());
-}
-
-Tensor fast24(const Checker& checks, const Tensor& x, const cuda::SparseMatrix& weight, const Tensor& bias,
-              cuda::Element type) {
-  const Tensor rows = torch::stable::contiguous(x);
-  const Tensor y = empty_rows(x, weight.N);
-  const int64_t count = weight.N ? y.numel() / weight.N : 0;
-  const Tensor scratch = empty_beside(x, {cuda::sparse24_scratch(weight, count)}, ScalarType::Float);
-  check_launch(checks, cuda::fast_sparse24(weight, rows.const_data_ptr(), count, bias_data(bias),
-                                           y.mutable_data_ptr(), type, mutable_data<float>(scratch),
-                                           current_stream(x)));
-  return y;
-}
-
 Tensor linear(const Checker& checks, const Tensor& x, cuda::SparseMatrix weight, const Tensor& values,
               const std::optional<Tensor>& scales, const std::optional<Tensor>& zeros,
               const std::optional<Tensor>& bias, int64_t group_size, int64_t activation_bits) {
@@ -190,9 +170,8 @@ Tensor linear(const Checker& checks, const Tensor& x, cuda::SparseMatrix weight,
     check(!scales.has_value() && !zeros.has_value(), checks.op, "scales", "none for float survivors", "a tensor");
   }
   const DeviceGuard guard(x.get_device_index());
+  if (const std::optional<Tensor> y = fast_sparse_linear(checks, weight, x, bias, activation_bits)) return *y;
   const Tensor of_bias = bias_values(checks, bias, weight.N, values);
-  const cuda::Element type = element(checks.floating("x", x));
-  if (activation_bits == 0 && cuda::sparse24_serves(weight, type)) return fast24(checks, x, weight, of_bias, type);
   const LinearRows rows = linear_rows(checks, x, weight.N, activation_bits);
   check_launch(checks, cuda::sparse_linear(weight, data<float>(rows.values), rows.rows, rows.row_scales(),
                                            bias_data(of_bias), rows.y.mutable_data_ptr(), element(rows.dtype),

@@ -102,7 +102,15 @@ void run_sparse(int64_t N, int64_t K, int bits, bool paired) {
                              N,                K,            0};
   expect("sparse_unpack", cuda::sparse_unpack(w, 1, dense.data(), flags.data(), &flag, nullptr));
   expect("sparse_linear", cuda::sparse_linear(w, x.data(), rows, nullptr, nullptr, y.data(), Element::float32, nullptr));
-  if (!paired) return;
+  std::vector<uint16_t> weight(N * K);
+  expect("sparse_dequantize", cuda::sparse_dequantize(w, weight.data(), Element::float16, nullptr));
+  std::vector<uint16_t> halves(70 * K), out(70 * N);
+  if (!paired) {
+    for (const int64_t count : {3, 70})
+      expect("bitmap", cuda::fast_bitmap(w, halves.data(), count, nullptr, out.data(), Element::float16, nullptr));
+    expect("bitmap_dequantize", cuda::bitmap_dequantize(w, weight.data(), Element::float16, nullptr));
+    return;
+  }
   expect("reorder index", cuda::reorder(index.data(), cuda::Buffer::index, 0, 1, blocks, tiles, true, nullptr));
   expect("reorder values",
          cuda::reorder(survivors.data(), cuda::Buffer::survivors, bits, 1, blocks, tiles, true, nullptr));
@@ -110,7 +118,6 @@ void run_sparse(int64_t N, int64_t K, int bits, bool paired) {
   w.scale_type = Element::float16;
   for (const int64_t count : {3, 70}) {
     std::vector<float> scratch(cuda::sparse24_scratch(w, count));
-    std::vector<uint16_t> halves(count * K), out(count * N);
     expect("sparse24", cuda::fast_sparse24(w, halves.data(), count, nullptr, out.data(), Element::float16,
                                            scratch.data(), nullptr));
   }

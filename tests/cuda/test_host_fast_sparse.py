@@ -43,22 +43,27 @@ def grid_of(bits: int, N: int, K: int, group_size: int, symmetric: bool, dtype: 
     return scales, zeros, spread(scales), 2.0 ** (bits - 1) if symmetric else spread(zeros)
 
 
-def check_24(model, bits, dtype, N, K, group_size, symmetric, rows):
-    values, mask = values_of(bits, N, K, dtype), mask_of("2:4", N, K)
-    index, packed = ops.sparse24_pack(values, mask, bits)
-    values, mask = ops.sparse24_unpack(index, packed, bits, N, K)
-    model.ops.reorder_(index, "index", 4, True)
-    model.ops.reorder_(packed, "survivors", bits, True)
-    scales, zeros, spread, point = (
-        grid_of(bits, N, K, group_size, symmetric, torch.float16) if bits else (None,) * 4
-    )
-    weight = (spread * (values.double() - point) if bits else values.double()) * mask
+def check(model, form, bits, dtype, N, K, group_size, symmetric, rows, mask):
+    """One product against float64, and the plain kernel's, which float32 takes, too."""
+    values = values_of(bits, N, K, dtype)
+    pack = ops.sparse24_pack if form == "2:4" else ops.bitmap_pack
+    parts = pack(values, mask, bits)
+    if form == "2:4":
+        values, mask = ops.sparse24_unpack(*parts, bits, N, K)  # what fills up is stored too
+        model.ops.reorder_(parts[0], "index", 4, True)
+        model.ops.reorder_(parts[1], "survivors", bits, True)
+    scales, zeros, weight = None, None, values.double() * mask
+    if bits:
+        scales, zeros, spread, point = grid_of(bits, N, K, group_size, symmetric, torch.float16)
+        weight = spread * (values.double() - point) * mask
     x, bias = torch.randn(rows, K).to(dtype), torch.randn(N)
-    rest = (bits, group_size if bits else 0, N, 0, 1)
-    y = model.ops.sparse24_linear(x, index, packed, scales, zeros, bias, *rest)
+    linear = model.ops.sparse24_linear if form == "2:4" else model.ops.bitmap_linear
+    rest = (bits, group_size if bits else 0, N, 0, int(form == "2:4"))
+    y = linear(x, *parts, scales, zeros, bias, *rest)
+    rounded = form == "2:4" and bits or rows > 64
     assert y.dtype == dtype
-    assert_near(y, x.double(), weight, bias.double(), ROUNDED_WEIGHT[dtype] if bits else SUMS)
-    plain = model.ops.sparse24_linear(x.float(), index, packed, scales, zeros, bias, *rest)
+    assert_near(y, x.double(), weight, bias.double(), ROUNDED_WEIGHT[dtype] if rounded else SUMS)
+    plain = linear(x.float(), *parts, scales, zeros, bias, *rest)
     assert_near(plain, x.double(), weight, bias.double())
 
 
@@ -66,7 +71,7 @@ def check_24(model, bits, dtype, N, K, group_size, symmetric, rows):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("bits", BITS)
 def test_24_is_near_float64(model, bits, dtype, N, K, group_size, symmetric, rows):
-    check_24(model, bits, dtype, N, K, group_size, symmetric, rows)
+    check(model, "2:4", bits, dtype, N, K, group_size, symmetric, rows, mask_of("2:4", N, K))
 
 
 @pytest.mark.slow
@@ -74,4 +79,33 @@ def test_24_is_near_float64(model, bits, dtype, N, K, group_size, symmetric, row
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("bits", BITS)
 def test_24_of_many_sizes_is_near_float64(model, bits, dtype, N, K, group_size, symmetric, rows):
-    check_24(model, bits, dtype, N, K, group_size, symmetric, rows)
+    check(model, "2:4", bits, dtype, N, K, group_size, symmetric, rows, mask_of("2:4", N, K))
+
+
+def random_mask(N: int, K: int, density: float) -> torch.Tensor:
+    """One row of the first block is empty, one full."""
+    mask = torch.rand(N, K) < density
+    mask[0], mask[-1] = density > 0.9, density > 0.1
+    return mask
+
+
+@pytest.mark.parametrize("N, K, group_size, symmetric, rows", CASES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("bits", BITS)
+def test_bitmap_is_near_float64(model, bits, dtype, N, K, group_size, symmetric, rows):
+    check(model, "bitmap", bits, dtype, N, K, group_size, symmetric, rows, random_mask(N, K, 0.4))
+
+
+@pytest.mark.parametrize("density", [0.0, 0.05, 0.8, 1.0])
+@pytest.mark.parametrize("bits", [0, 4])
+def test_bitmap_of_any_density_is_near_float64(model, bits, density):
+    check(model, "bitmap", bits, torch.float16, 40, 1100, 64, False, 3, random_mask(40, 1100, density))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("N, K, group_size, symmetric, rows", WIDE_CASES)
+@pytest.mark.parametrize("density", [0.0, 0.1, 0.5, 1.0])
+@pytest.mark.parametrize("bits", BITS)
+def test_bitmap_of_many_sizes_is_near_float64(model, bits, density, N, K, group_size, symmetric, rows):
+    for dtype in DTYPES:
+        check(model, "bitmap", bits, dtype, N, K, group_size, symmetric, rows, random_mask(N, K, density))

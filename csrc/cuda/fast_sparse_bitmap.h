@@ -1,0 +1,25 @@
+// The launches of the fast bitmap kernels, by survivor width.
+
+#pragma once
+
+#include "cuda/kernels.h"
+
+namespace torchcoinfer::cuda {
+
+constexpr int MOST_WARPS = 16;  // of a thread block
+
+struct LaunchBitmap {
+  const SparseMatrix& w;
+  int warps;
+  const void* x;  // nullptr: y is the weight [N, K]
+  int64_t rows;
+  const float* bias;
+  void* y;
+  void* stream;
+};
+
+// Instantiated in fast_sparse_bitmap_*.cu.
+template <typename T, int BITS>
+const char* run_bitmap(const LaunchBitmap& all);
+
+}  // namespace torchcoinfer::cuda

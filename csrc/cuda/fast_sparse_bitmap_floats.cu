@@ -1,0 +1,10 @@
+// Bitmap products (fast_sparse_bitmap_linear.cuh) of survivors of these widths.
+
+#include "cuda/fast_sparse_bitmap_linear.cuh"
+
+namespace torchcoinfer::cuda {
+
+template const char* run_bitmap<__half, 0>(const LaunchBitmap&);
+template const char* run_bitmap<__nv_bfloat16, 0>(const LaunchBitmap&);
+
+}  // namespace torchcoinfer::cuda
