@@ -9,7 +9,7 @@
 
 namespace torchcoinfer {
 
-enum class DensePath { plain, gemv, gemm, decoded };
+enum class DensePath { plain, gemv, gemm, decoded, bytes };
 
 // From here on decoding the weight and cuBLAS are sooner done than the fused GEMM. Reckoned for an H100, not measured
 // yet: a weight costs .8 ps to decode (2.5 bytes), a row of x 2 operations a weight: 4 fs at the 500 TFLOPS that mma
@@ -27,7 +27,8 @@ inline DensePath dense_path(const cuda::DenseMatrix& w, Dtype x, int64_t rows, i
   if (!is_vector_aligned(w.packed)) return DensePath::plain;
   // Nothing to multiply.
   if (w.K == 0 || w.N == 0 || rows == 0) return DensePath::plain;
-  if (activation_bits) return DensePath::plain;
+  // int8 codes of x: exact sums, from any dtype and for any number of rows.
+  if (activation_bits) return DensePath::bytes;
   // Tensor cores would round float32 to 10 bits unasked: few rows are memory-bound in the plain kernel, more of them are
   // torch's to multiply, by the precision that its user chose.
   if (x == Dtype::float32) return rows <= cuda::GEMV_ROWS ? DensePath::plain : DensePath::decoded;
@@ -65,6 +66,24 @@ inline Tensor decoded_linear(const Checker& checks, const cuda::DenseMatrix& w, 
   return torch::stable::to(torch::stable::detail::to<Tensor>(stack[0]), x.scalar_type());
 }
 
+// x [rows, K] of any dtype, contiguous, rounded to int8 codes row by row; into y.
+inline void byte_linear(const Checker& checks, const cuda::DenseMatrix& w, const Tensor& x, Dtype dtype, int64_t rows,
+                        const Tensor& bias, Tensor& y) {
+  const int64_t columns = ceil_div(w.K, QUAD * TILE_K) * QUAD * TILE_K, span = w.group_size ? w.group_size : QUAD * TILE_K;
+  const int64_t sum_rows = ceil_div(rows, cuda::BYTE_SUM_ROWS) * cuda::BYTE_SUM_ROWS;
+  const Tensor codes = empty_beside(x, {rows, columns}, ScalarType::Char);
+  const Tensor sums = empty_beside(x, {columns / span, sum_rows}, ScalarType::Int);
+  const Tensor scales = empty_beside(x, {rows}, ScalarType::Float);
+  const Tensor scratch = empty_beside(x, {cuda::byte_scratch(w, rows)}, ScalarType::Float);
+  void* stream = current_stream(x);
+  check_launch(checks, cuda::byte_rows(x.const_data_ptr(), element(dtype), rows, w.K, w.bits, static_cast<int>(span),
+                                       sum_rows, mutable_data<int8_t>(codes), mutable_data<int32_t>(sums),
+                                       mutable_data<float>(scales), stream));
+  check_launch(checks, cuda::byte_linear(w, data<int8_t>(codes), data<int32_t>(sums), sum_rows, data<float>(scales),
+                                         rows, bias_data(bias), y.mutable_data_ptr(), element(dtype),
+                                         mutable_data<float>(scratch), stream));
+}
+
 // The layer by a fast kernel; nothing where only the plain one serves it.
 inline std::optional<Tensor> fast_linear(const Checker& checks, const cuda::DenseMatrix& w, const Tensor& x,
                                          const std::optional<Tensor>& bias, int64_t activation_bits) {
@@ -79,7 +98,13 @@ inline std::optional<Tensor> fast_linear(const Checker& checks, const cuda::Dens
   if (path == DensePath::plain) return std::nullopt;
   size.push_back(w.N);
   const Tensor of_bias = bias_values(checks, bias, w.N, x);
-  const Tensor values = aligned_rows(checks, torch::stable::contiguous(x), dtype, rows, w.K);
+  const Tensor rows_of_x = torch::stable::contiguous(x);
+  if (path == DensePath::bytes) {
+    Tensor y = empty_beside(x, size, x.scalar_type());
+    byte_linear(checks, w, rows_of_x, dtype, rows, of_bias, y);
+    return y;
+  }
+  const Tensor values = aligned_rows(checks, rows_of_x, dtype, rows, w.K);
   const int64_t columns = values.numel() / rows;
   if (path == DensePath::decoded) {
     const Tensor y = decoded_linear(checks, w, values, dtype, rows, columns, bias);

@@ -44,7 +44,8 @@ __device__ __forceinline__ float stored_scale(uint32_t bits, Element type) {
 
 // What the quad's group number `group` (0 .. 3) has for row g + 8h; all lanes call.
 __device__ __forceinline__ uint32_t of_row(const uint32_t (&values)[2], int group, int h, int lane) {
-  return __shfl_sync(ALL_LANES, values[group / 2], BLOCK_N * (group % 2) + lane / 4 + 8 * h);
+  const uint32_t value = group < 2 ? values[0] : values[1];  // registers have no index
+  return __shfl_sync(ALL_LANES, value, BLOCK_N * (group % 2) + lane / 4 + 8 * h);
 }
 
 // One n-block's accumulators for MT times 8 rows of x: of the group at hand, unscaled, and of all before.

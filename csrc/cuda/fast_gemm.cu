@@ -17,26 +17,18 @@ struct HalfMath {
   struct State {
     Sums<MT> sums[WARP_BLOCKS];
 
-    __device__ void clear() {
+    __device__ __forceinline__ void clear() {
 #pragma unroll
       for (int i = 0; i < WARP_BLOCKS; ++i) cuda::clear(sums[i]);
     }
-    __device__ float value(int i, int m, int v) const {
+    __device__ __forceinline__ float value(int i, int m, int v) const {
       return sums[i].total[m][v];
     }
-    __device__ void multiply(const unsigned char* stage, const QuadGrid (&grid)[WARP_BLOCKS], const GemmProblem& p,
+    __device__ __forceinline__ void multiply(const unsigned char* stage, const QuadGrid (&grid)[WARP_BLOCKS], const GemmProblem& p,
                              int q, int warp, int lane) {
       const int left = static_cast<int>(ceil_div(p.w.K, TILE_K)) - q * QUAD;
       QuadWords<BITS> quad[WARP_BLOCKS];
-#pragma unroll
-      for (int i = 0; i < WARP_BLOCKS; ++i) {
-        const int block = warp % N_WARPS * WARP_BLOCKS + i;
-        const uint8_t* codes = stage + Stage<HalfMath>::X_BYTES + block * QUAD_BYTES<BITS>;
-        if (left >= QUAD)
-          load_quad<BITS, false>(quad[i], codes, lane);
-        else
-          load_rest<BITS>(quad[i], codes, left, lane);
-      }
+      load_stage_codes<BITS>(quad, stage + Stage<HalfMath>::X_BYTES, left, warp, lane);
       const unsigned char* rows = stage + (warp / N_WARPS * MT * 8 + lane / 4) * ROW_BYTES;
       const auto values = [=](int u, int m) {
         const int chunk = swizzled(lane / 4, 4 * u + lane % 4);
@@ -52,25 +44,14 @@ __global__ void __launch_bounds__(GEMM_THREADS, 1) gemm(GemmProblem p) {
   run_gemm<Math>(p);
 }
 
-template <int MT>
-__global__ void __launch_bounds__(GEMM_THREADS) add_gemm(GemmProblem p, unsigned blocks) {
-  add_parts<MT>(p, blocks);
-}
-
-// Tiles of 64 or 128 rows: the fewer rows, the fewer are padding; the more, the oftener a converted weight is used, here
-// worth 32 rows a tile.
-bool small_tiles(int64_t rows) {
-  return ceil_div(rows, 64) * (64 + 32) < ceil_div(rows, 128) * (128 + 32);
-}
-
 template <typename T, int BITS>
 void run(const GemmProblem& p, void* stream) {
   using Small = HalfMath<T, BITS, 4>;
   using Large = HalfMath<T, BITS, 8>;
   if (small_tiles(p.rows))
-    launch_gemm<Small>(gemm<Small>, add_gemm<Small::MT>, p, stream);
+    launch_gemm<Small>(gemm<Small>, p, stream);
   else
-    launch_gemm<Large>(gemm<Large>, add_gemm<Large::MT>, p, stream);
+    launch_gemm<Large>(gemm<Large>, p, stream);
 }
 
 template <typename T>

@@ -10,7 +10,7 @@
 //   blocks |   0   |   1   |   2   |   3   |        block 1 ends tile 0 and begins tile 1: two partial sums
 //
 // Math: BITS, MT (8-row tiles of a warp), ROW_BYTES (x of a row and quad), SUM_BYTES (of a stage, for column sums),
-// Values (type of a lane's part of a tile of x), State with clear(), multiply(...), value(i, m, v).
+// swizzled(row, chunk), fetch_sums(...), State with clear(), multiply(...), value(i, m, v).
 
 #pragma once
 
@@ -83,6 +83,20 @@ __device__ __forceinline__ void fetch(unsigned char* stage, const GemmProblem& p
   if constexpr (Math::SUM_BYTES > 0) Math::fetch_sums(stage + Stage<Math>::X_BYTES + Stage<Math>::CODE_BYTES, p, row, q);
 }
 
+// A lane's words of the warp's n-blocks, of the `left` tiles from this quad on.
+template <int BITS>
+__device__ __forceinline__ void load_stage_codes(QuadWords<BITS> (&quad)[WARP_BLOCKS], const uint8_t* codes, int left,
+                                                 int warp, int lane) {
+#pragma unroll
+  for (int i = 0; i < WARP_BLOCKS; ++i) {
+    const uint8_t* of_block = codes + (warp % N_WARPS * WARP_BLOCKS + i) * QUAD_BYTES<BITS>;
+    if (left >= QUAD)
+      load_quad<BITS, false>(quad[i], of_block, lane);
+    else
+      load_rest<BITS>(quad[i], of_block, left, lane);
+  }
+}
+
 // Until the oldest of the `stages` - 1 steps under way is there.
 __device__ __forceinline__ void await_step(int stages) {
   if (stages == 4)
@@ -97,7 +111,7 @@ __device__ __forceinline__ void await_step(int stages) {
 template <int MT>
 struct Target {
   int row, column;
-  __device__ Target(const GemmProblem& p, int tile, int warp, int lane, int i, int m, int v) {
+  __device__ __forceinline__ Target(const GemmProblem& p, int tile, int warp, int lane, int i, int m, int v) {
     row = tile % p.row_tiles * TILE_ROWS<MT> + (warp / N_WARPS * MT + m) * 8 + 2 * (lane % 4) + v % 2;
     column = (tile / p.row_tiles * TILE_BLOCKS + warp % N_WARPS * WARP_BLOCKS + i) * BLOCK_N + lane / 4 + 8 * (v / 2);
   }
@@ -177,27 +191,6 @@ __device__ __forceinline__ void run_gemm(const GemmProblem& p) {
   }
 }
 
-// Adds up the tiles that several of the `blocks` thread blocks shared. One thread block: a part of one tile.
-template <int MT>
-__device__ __forceinline__ void add_parts(const GemmProblem& p, unsigned blocks) {
-  constexpr int VALUES = TILE_ROWS<MT> * TILE_COLUMNS;
-  const int tile = static_cast<int>(blockIdx.x), begin = tile * p.quads, end = begin + p.quads;
-  auto block = static_cast<unsigned>(static_cast<int64_t>(begin) * blocks / p.steps());
-  while (p.begin(block + 1, blocks) <= begin) ++block;
-  if (p.begin(block, blocks) <= begin && p.begin(block + 1, blocks) >= end) return;  // one block had it all
-  for (int at = blockIdx.y * GEMM_THREADS + threadIdx.x; at < VALUES; at += gridDim.y * GEMM_THREADS) {
-    float sum = 0.f;
-    for (unsigned b = block; p.begin(b, blocks) < end; ++b) {
-      const bool is_last = p.begin(b, blocks) < begin;  // the block began with another tile
-      sum += p.partials[static_cast<int64_t>(2 * b + is_last) * VALUES + at];
-    }
-    const int lane = at % LANES, v = at / LANES % 4, m = at / LANES / 4 % MT;
-    const int i = at / LANES / 4 / MT % WARP_BLOCKS, warp = at / LANES / 4 / MT / WARP_BLOCKS;
-    const Target<MT> target(p, tile, warp, lane, i, m, v);
-    store_value(p, sum, target.row, target.column);
-  }
-}
-
 // --- host
 
 // Thread blocks: one a multiprocessor, if each has work for a while.
@@ -207,6 +200,12 @@ inline unsigned gemm_blocks(const GemmProblem& p) {
 
 inline bool shares_tiles(const GemmProblem& p) {
   return static_cast<unsigned>(p.row_tiles * p.column_tiles) % gemm_blocks(p) != 0;
+}
+
+// Tiles of 64 or 128 rows: the fewer rows, the fewer are padding; the more, the oftener a converted weight is used, here
+// worth 32 rows a tile.
+inline bool small_tiles(int64_t rows) {
+  return ceil_div(rows, 64) * (64 + 32) < ceil_div(rows, 128) * (128 + 32);
 }
 
 // Sets what follows from the rest.
@@ -224,14 +223,15 @@ int64_t partial_count(GemmProblem p) {
   return shares_tiles(p) ? int64_t{2} * gemm_blocks(p) * Stage<Math>::ROWS * TILE_COLUMNS : 0;
 }
 
-template <typename Math, typename Kernel, typename AddKernel>
-void launch_gemm(Kernel kernel, AddKernel add_kernel, GemmProblem p, void* stream) {
+// Adds up the tiles that several of the `blocks` thread blocks shared.
+void add_parts(const GemmProblem& p, int row_fragments, unsigned blocks, void* stream);
+
+template <typename Math>
+void launch_gemm(void (*kernel)(GemmProblem), GemmProblem p, void* stream) {
   set_geometry<Math>(p);
   const unsigned blocks = gemm_blocks(p);
   launch(kernel, blocks, GEMM_THREADS, static_cast<size_t>(p.stages) * Stage<Math>::BYTES, stream, p);
-  if (!shares_tiles(p)) return;
-  const dim3 grid(static_cast<unsigned>(p.row_tiles * p.column_tiles), Stage<Math>::ROWS / 8);
-  launch(add_kernel, grid, GEMM_THREADS, 0, stream, p, blocks);
+  if (shares_tiles(p)) add_parts(p, Math::MT, blocks, stream);
 }
 
 }  // namespace torchcoinfer::cuda

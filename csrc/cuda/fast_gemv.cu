@@ -19,7 +19,7 @@ constexpr int FEW_ROWS = 4;     // whose x is small beside the weight
 // Warps of a block, and of a multiprocessor: as many as its registers hold without spilling. Each has WARP_BLOCKS quads
 // under way, 512 bits of bytes, so that 32 KiB and more are: latency times bandwidth is 18 KB (H100).
 __host__ __device__ constexpr int most_warps(int bits, int tiles) {
-  return bits < 8 && tiles == 1 ? 16 : bits < 8 || tiles == 1 ? 12 : 8;
+  return bits < 6 && tiles == 1 ? 16 : bits < 8 || tiles == 1 ? 12 : 8;
 }
 
 struct GemvShape {

@@ -184,6 +184,29 @@ __device__ __forceinline__ void weight_fragment(uint32_t (&a)[4], const QuadWord
   }
 }
 
+// Four codes of row g + 8h in tile u as bytes, half an operand A of mma_16832; x stands in the order of `byte_place`.
+// 8 bits: columns 8t + 4 half and three more; else 8t + {0, 4, 1, 5} + 2 half.
+template <int BITS>
+__device__ __forceinline__ uint32_t code_bytes(const QuadWords<BITS>& quad, int u, int h, int half) {
+  if constexpr (BITS == 8) return quad.words[4 * u + 2 * h + half];
+  uint32_t codes = 0;
+#pragma unroll
+  for (int index = 0; index < plane_count(BITS); ++index) {
+    const Plane p = plane(BITS, index);
+    const int first = plane_words(BITS, index);
+    if (p.bits == 4) {
+      codes |= quad.words[first + 2 * u + h] >> 4 * half & 0x0f0f0f0fu;
+    } else if (p.bits == 2) {
+      const uint32_t word = quad.words[first + u] >> (8 * h + 2 * half);
+      codes |= ((word & 0x00030003u) | (word & 0x00300030u) << 4) << p.shift;
+    } else {
+      const uint32_t word = quad.words[first + u / 2] >> (8 * (u % 2) + 4 * h + half);
+      codes |= ((word & 0x00010001u) | (word & 0x00040004u) << 6) << p.shift;
+    }
+  }
+  return codes;
+}
+
 // --- x: a lane's 16 bytes of a tile are both steps of operand B
 
 // Columns 8t .. 8t + 7 of a row, zeros where `wanted` is false; kept in L1, for others read them too.

@@ -122,6 +122,20 @@ int64_t gemm_scratch(const DenseMatrix& w, int64_t rows);
 const char* gemm_linear(const DenseMatrix& w, const void* x, Element type, int64_t x_columns, int64_t rows,
                         const float* bias, void* y, float* scratch, void* stream);
 
+// Rows of x [rows, K] rounded to int8 codes as `code_rows` rounds them. codes: [rows, columns], columns = K rounded up to
+// 128, each 8 in the order of byte_place(bits, i); sums: int32 [columns / span, sum_rows] of each `span` columns of the
+// codes; span: 32, 64 or 128; sum_rows at least rows.
+const char* byte_rows(const void* x, Element type, int64_t rows, int64_t K, int bits, int span, int64_t sum_rows,
+                      int8_t* codes, int32_t* sums, float* scales, void* stream);
+
+// y of type from what byte_rows gives with span = the group size, at most 128 (0: 128), and sum_rows a multiple of
+// BYTE_SUM_ROWS.
+constexpr int64_t BYTE_SUM_ROWS = 128;
+int64_t byte_scratch(const DenseMatrix& w, int64_t rows);
+const char* byte_linear(const DenseMatrix& w, const int8_t* codes, const int32_t* sums, int64_t sum_rows,
+                        const float* row_scales, int64_t rows, const float* bias, void* y, Element type, float* scratch,
+                        void* stream);
+
 // Fast 2:4 by mma.sp: x [rows, K] and y [rows, N] of type (float16 or bfloat16) as they are, anywhere. `serves`: whether
 // matrix and type suit it.
 bool sparse24_serves(const SparseMatrix& w, Element type);

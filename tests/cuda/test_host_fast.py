@@ -5,6 +5,7 @@ import torch
 from bounds import ROUNDING, assert_near
 
 from torchcoinfer import ops
+from torchcoinfer.ops.quant_linear import quantize_rows
 
 BITS = (2, 3, 4, 5, 6, 8)
 HALVES = (torch.float16, torch.bfloat16)
@@ -87,3 +88,41 @@ def test_decoded_weight(model, N, K, group_size, symmetric, bits, dtype):
         torch.eye(768)[:, :K].to(dtype), moved, scales, zeros, None, bits, group_size, N, 0, 1
     )
     assert torch.equal(weight[:K].T, exact.to(dtype))
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("N, K, group_size, symmetric, rows", CASES)
+def test_int8_codes_of_x(model, N, K, group_size, symmetric, rows, bits):
+    moved, (packed, scales, zeros), exact = device_weight(
+        model, N, K, bits, group_size, symmetric, torch.float32
+    )
+    bias = torch.randn(N)
+    for count, dtype in zip(rows, ROUNDING):
+        x = torch.randn(count, K).to(dtype)
+        rest = (scales, zeros, bias, bits, group_size, N, 8)
+        y = model.ops.quant_linear(x, moved, *rest, 1)
+        codes, scale = quantize_rows(x.float())
+        assert_near(y, codes.double() * scale.double(), exact, bias.double())
+
+
+def test_int8_equals_the_plain_kernel_where_sums_are_exact(model):
+    moved, (packed, _, zeros), _ = device_weight(model, 37, 200, 5, 32, False, torch.float32)
+    scales = torch.full((3, 7, 16), 0.25)
+    x = torch.randint(-127, 128, (9, 200)).float()
+    x[:, 5] = 127  # the scale of a row's codes is then 1
+    rest = (scales, zeros, None, 5, 32, 37, 8)
+    assert torch.equal(
+        model.ops.quant_linear(x, moved, *rest, 1), model.ops.quant_linear(x, packed, *rest, 0)
+    )
+
+
+def test_int8_rows_with_values_that_are_none(model):
+    """A NaN or an infinity makes its row NaN, no other."""
+    moved, (_, scales, zeros), _ = device_weight(model, 20, 96, 4, 32, False, torch.float32)
+    x = torch.randn(4, 96)
+    x[1, 3], x[2, 40] = float("nan"), float("inf")
+    y = model.ops.quant_linear(x, moved, scales, zeros, None, 4, 32, 20, 8, 1)
+    assert y.isnan().all(1).tolist() == [False, True, True, False]
+    assert torch.equal(
+        model.ops.quant_linear(x[:1] * 0, moved, scales, zeros, None, 4, 32, 20, 8, 1), torch.zeros(1, 20)
+    )
