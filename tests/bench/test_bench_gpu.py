@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from torchcoinfer.bench.cases import Case
-from torchcoinfer.bench.gpu import check, graphs, peers, run
+from torchcoinfer.bench.formats import FORMATS
+from torchcoinfer.bench.gpu import check, goals, graphs, peers, run
 from torchcoinfer.bench.gpu.graphs import Timed
 from torchcoinfer.cli import main
 
@@ -67,3 +68,44 @@ def test_without_a_device_it_says_so(capsys):
 def test_peers_that_cannot_run_are_missing():
     made = list(peers.make(peers.PEERS, Case(256, 256, 4), torch.float16))
     assert [name for name, _ in made] == list(peers.PEERS)
+
+
+def goal_rows(times_faster: float, beside_peer: float, judged=True):
+    """Rows of a run in which every kernel of the goals is so much faster than cuBLAS and than its peers."""
+    rows = []
+    for case, kind, formats, others in goals.cases():
+        ratios = {name: 1 / (times_faster if name == peers.BASELINE else beside_peer) for name in others}
+        for name in (*formats, *others):
+            own = {other: ratio for other, ratio in ratios.items() if name in formats}
+            rows.append({"kernel": name, "shape": list(case.shape), "dtype": kind, "ratio_to": own})
+            rows[-1]["judged"] = judged if name in formats else True
+    return rows
+
+
+def test_goals_name_formats_and_peers_that_exist():
+    assert {goal.format for goal in goals.GOALS} <= set(FORMATS)
+    assert {peer for goal in goals.GOALS for peer in goal.peers} <= set(peers.PEERS)
+    shapes = [(case.rows, case.columns) for case, *_ in goals.cases()]
+    assert shapes == sorted(shapes, key=shapes.index), "cases of one shape stand together: weights are shared"
+    assert len({(case, kind) for case, kind, *_ in goals.cases()}) == len(goals.cases())
+
+
+@pytest.mark.parametrize("times_faster, beside_peer", [(4.0, 1.1), (0.95, 0.9), (0.1, 2.0)])
+def test_goals_are_judged_by_ratios_of_one_run(times_faster, beside_peer):
+    cells = list(goals.judge(goal_rows(times_faster, beside_peer)))
+    assert len(cells) == sum(len(g.tokens) * len(g.shapes) * len(g.kinds) for g in goals.GOALS)
+    for cell in cells:
+        assert cell.reached == pytest.approx(times_faster)
+        assert (cell.verdict == goals.MET) == (times_faster >= cell.goal.least)
+        assert (cell.beside_peer is None) == (not cell.goal.peers)
+    told = goals.summary(goal_rows(times_faster, beside_peer)).splitlines()[-2:]
+    met = sum(times_faster >= cell.goal.least for cell in cells)
+    assert told[0].startswith(f"goals met in {met} of {len(cells)} (")
+    assert (" (100%)" in told[1]) == (beside_peer >= 1)
+
+
+def test_goals_that_cannot_be_judged_are_told():
+    unsure = list(goals.judge(goal_rows(4.0, 2.0, judged="not judged: p90/median 2.00 > 1.2")))
+    assert {cell.verdict for cell in unsure} == {"not judged: p90/median 2.00 > 1.2"}
+    assert {cell.verdict for cell in goals.judge([])} == {"not judged: did not run"}
+    assert goals.summary([]).splitlines()[-2].startswith("goals met in 0 of 0 cells")

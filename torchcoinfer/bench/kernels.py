@@ -52,7 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     modes.add_argument(
         "--check", action="store_true", help="compare every layer on the device with float64, time nothing"
     )
-    modes.add_argument("--goals", action="store_true", help="judge the goals for this machine's ISA")
+    modes.add_argument(
+        "--goals", action="store_true", help="judge the goals for this machine's ISA, or for the GPU"
+    )
     modes.add_argument(
         "--grid", action="store_true", help="is any format slower than dense; resumes --output"
     )

@@ -1,10 +1,10 @@
-"""The command: check, race, table, JSON rows, picture."""
+"""The command: check, race, table, goals, JSON rows, picture."""
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -16,7 +16,7 @@ from torch import nn
 from torchcoinfer.bench import roofline
 from torchcoinfer.bench.cases import Case, shapes
 from torchcoinfer.bench.formats import FORMATS, RACED, fresh
-from torchcoinfer.bench.gpu import check, peers
+from torchcoinfer.bench.gpu import check, goals, peers
 from torchcoinfer.bench.gpu.graphs import Timed, copies_for, race
 from torchcoinfer.errors import KernelError
 from torchcoinfer.ops import has_kernels
@@ -41,23 +41,39 @@ def run(arguments: argparse.Namespace) -> int:
             expected="both",
             remedy="run it with an NVIDIA GPU, a torch with CUDA, and torchcoinfer built where nvcc is",
         )
-    cells = check.run(arguments.device, arguments.formats or ())
-    print(check.summary(cells))
-    if arguments.check or not all(cell.right for cell in cells):
-        return 0 if all(cell.right for cell in cells) else 1
+    if not arguments.goals:  # which are judged after a check of their own
+        cells = check.run(arguments.device, arguments.formats or ())
+        print(check.summary(cells))
+        if arguments.check or not all(cell.right for cell in cells):
+            return 0 if all(cell.right for cell in cells) else 1
     print(f"\n{_device_name()}; weights rotated over 256 MiB in CUDA graphs")
     limits = _limits()
     found: list[dict[str, Any]] = []
-    for name in arguments.shapes or ("llama",):
-        for rows, columns in shapes(name):
-            modules = {one: _copies(one, rows, columns) for one in arguments.formats or RACED}
-            for tokens, kind in product(arguments.tokens or TOKENS, DTYPES):
-                found += _case(Case(rows, columns, tokens), kind, modules, limits)
-    if arguments.output:
-        write_text(Path(arguments.output), "".join(json.dumps(row) + "\n" for row in found))
+    made: dict[str, list[nn.Module]] = {}
+    matrix: tuple[int, int] | None = None
+    for case, kind, formats, others in goals.cases() if arguments.goals else _cases(arguments):
+        if matrix != (case.rows, case.columns):
+            made.clear()
+            matrix = case.rows, case.columns
+        for name in formats:
+            if name not in made:
+                made[name] = _copies(name, *matrix)
+        found += _case(case, kind, {name: made[name] for name in formats}, others, limits)
+        if arguments.output:  # case by case: what a time limit cuts off has left its rows
+            write_text(Path(arguments.output), "".join(json.dumps(row) + "\n" for row in found))
+    if arguments.goals:
+        print(goals.summary(found))
     if arguments.picture:
         print(f"wrote {roofline.save(found, Path(arguments.picture), frozenset(peers.PEERS))}")
     return 0
+
+
+def _cases(arguments: argparse.Namespace) -> Iterator[tuple[Case, str, Sequence[str], Sequence[str]]]:
+    """Case, dtype of x, formats and peers of a plain race."""
+    for name in arguments.shapes or ("llama",):
+        for rows, columns in shapes(name):
+            for tokens, kind in product(arguments.tokens or TOKENS, DTYPES):
+                yield Case(rows, columns, tokens), kind, arguments.formats or RACED, tuple(peers.PEERS)
 
 
 def _device_name() -> str:
@@ -96,7 +112,11 @@ def _limits() -> dict[str, float]:
 
 
 def _case(
-    case: Case, kind: str, modules: dict[str, list[nn.Module]], limits: dict[str, float]
+    case: Case,
+    kind: str,
+    modules: dict[str, list[nn.Module]],
+    others: Sequence[str],
+    limits: dict[str, float],
 ) -> list[dict[str, Any]]:
     """One race, printed; a JSON row for every contender, missing ones included."""
     x = torch.randn(case.tokens, case.columns, device="cuda", dtype=DTYPES[kind])
@@ -104,7 +124,7 @@ def _case(
         Timed(name, [partial(module, x) for module in copies], _bytes(copies[0]), case.flops)
         for name, copies in modules.items()
     ]
-    made = list(peers.make(peers.PEERS, case, DTYPES[kind]))
+    made = list(peers.make(others, case, DTYPES[kind]))
     contenders = [*own, *(peer for peer in made if isinstance(peer, Timed))]
     with torch.inference_mode():
         race(contenders)
