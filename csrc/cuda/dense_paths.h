@@ -29,8 +29,8 @@ inline DensePath dense_path(const cuda::DenseMatrix& w, Dtype x, int64_t rows, i
   if (w.K == 0 || w.N == 0 || rows == 0) return DensePath::plain;
   // int8 codes of x: exact sums, from any dtype and for any number of rows.
   if (activation_bits) return DensePath::bytes;
-  // Tensor cores would round float32 to 10 bits unasked: few rows are memory-bound in the plain kernel, more of them are
-  // torch's to multiply, by the precision that its user chose.
+  // Tensor cores would round float32 to 10 bits unasked: few rows are memory-bound in the plain kernel, more are torch's
+  // to multiply, by the precision that its user chose.
   if (x == Dtype::float32) return rows <= cuda::GEMV_ROWS ? DensePath::plain : DensePath::decoded;
   // Memory-bound: no shared memory, no barrier before the end.
   if (rows <= cuda::GEMV_ROWS) return DensePath::gemv;
@@ -69,7 +69,7 @@ inline Tensor decoded_linear(const Checker& checks, const cuda::DenseMatrix& w, 
 // x [rows, K] of any dtype, contiguous, rounded to int8 codes row by row; into y.
 inline void byte_linear(const Checker& checks, const cuda::DenseMatrix& w, const Tensor& x, Dtype dtype, int64_t rows,
                         const Tensor& bias, Tensor& y) {
-  const int64_t columns = ceil_div(w.K, QUAD * TILE_K) * QUAD * TILE_K, span = w.group_size ? w.group_size : QUAD * TILE_K;
+  const int64_t quad = QUAD * TILE_K, columns = ceil_div(w.K, quad) * quad, span = w.group_size ? w.group_size : quad;
   const int64_t sum_rows = ceil_div(rows, cuda::BYTE_SUM_ROWS) * cuda::BYTE_SUM_ROWS;
   const Tensor codes = empty_beside(x, {rows, columns}, ScalarType::Char);
   const Tensor sums = empty_beside(x, {columns / span, sum_rows}, ScalarType::Int);

@@ -20,7 +20,8 @@ struct QuadGrid {
   uint32_t scale[2], zero[2];
 };
 
-__device__ __forceinline__ void load_quad_grid(QuadGrid& grid, const DenseMatrix& w, int64_t block, int64_t q, int lane) {
+__device__ __forceinline__ void load_quad_grid(QuadGrid& grid, const DenseMatrix& w, int64_t block, int64_t q,
+                                               int lane) {
   const int64_t groups = group_count(w.K, w.group_size), first = w.group_size ? q * QUAD_K / w.group_size : 0;
   const int64_t in_quad = w.group_size ? QUAD_K / w.group_size : 1, left = groups - first;
   const int count = static_cast<int>(in_quad < left ? in_quad : left) * BLOCK_N;

@@ -1,4 +1,5 @@
-// W{2,3,4,5,6,8}A16 for more rows than the GEMV serves: codes become fp16 or bf16 in registers, x comes from shared memory.
+// W{2,3,4,5,6,8}A16 for more rows than the GEMV serves: codes become fp16 or bf16 in registers, x waits in shared
+// memory.
 
 #include "cuda/fast_gemm.cuh"
 
@@ -24,8 +25,8 @@ struct HalfMath {
     __device__ __forceinline__ float value(int i, int m, int v) const {
       return sums[i].total[m][v];
     }
-    __device__ __forceinline__ void multiply(const unsigned char* stage, const QuadGrid (&grid)[WARP_BLOCKS], const GemmProblem& p,
-                             int q, int warp, int lane) {
+    __device__ __forceinline__ void multiply(const unsigned char* stage, const QuadGrid (&grid)[WARP_BLOCKS],
+                                             const GemmProblem& p, int q, int warp, int lane) {
       const int left = static_cast<int>(ceil_div(p.w.K, TILE_K)) - q * QUAD;
       QuadWords<BITS> quad[WARP_BLOCKS];
       load_stage_codes<BITS>(quad, stage + Stage<HalfMath>::X_BYTES, left, warp, lane);

@@ -1,7 +1,7 @@
 // The frame of the fast GEMMs: y = x W^T for more rows than a GEMV serves, whatever the operands of mma are (`Math`).
 //
-// A thread block of eight warps computes tiles of BM rows of x by 128 columns of y (8 n-blocks). Each step is one quad of
-// K: the tile's x and packed codes arrive in a ring of stages in shared memory, `stages` - 1 steps ahead.
+// A thread block of eight warps computes tiles of 64 or 128 rows of x by 128 columns of y (8 n-blocks). Each step is one
+// quad of K: the tile's x and packed codes arrive in a ring of stages in shared memory, `stages` - 1 steps ahead.
 //
 // The steps of all tiles, tile after tile, are dealt to the thread blocks in equal parts, so that no processor idles
 // whatever the shape. A tile that falls to several blocks is summed up by a second kernel, in their order:
@@ -80,7 +80,8 @@ __device__ __forceinline__ void fetch(unsigned char* stage, const GemmProblem& p
     const int64_t place = (block + i) * tiles * tile_bytes(Math::BITS) + q * QUAD_BYTES<Math::BITS> + byte;
     copy_async(stage + Stage<Math>::X_BYTES + at * LANE_BYTES, wanted ? p.w.packed + place : p.w.packed, wanted);
   }
-  if constexpr (Math::SUM_BYTES > 0) Math::fetch_sums(stage + Stage<Math>::X_BYTES + Stage<Math>::CODE_BYTES, p, row, q);
+  if constexpr (Math::SUM_BYTES > 0)
+    Math::fetch_sums(stage + Stage<Math>::X_BYTES + Stage<Math>::CODE_BYTES, p, row, q);
 }
 
 // A lane's words of the warp's n-blocks, of the `left` tiles from this quad on.
@@ -182,8 +183,9 @@ __device__ __forceinline__ void run_gemm(const GemmProblem& p) {
       state.multiply(ring + slot * Stage<Math>::BYTES, grid, p, q, warp, lane);
     if (q + 1 == p.quads || step + 1 == end) {
       const bool whole = first == tile * p.quads && q + 1 == p.quads;
-      float* part = p.partials + (2 * static_cast<int64_t>(blockIdx.x) + (first != begin)) * Stage<Math>::ROWS * TILE_COLUMNS;
-      store_tile<Math>(p, state, tile, whole ? nullptr : part, warp, lane);
+      const int64_t part = 2 * static_cast<int64_t>(blockIdx.x) + (first != begin);
+      float* partials = p.partials + part * Stage<Math>::ROWS * TILE_COLUMNS;
+      store_tile<Math>(p, state, tile, whole ? nullptr : partials, warp, lane);
       state.clear();
       first = step + 1;
     }
@@ -202,8 +204,8 @@ inline bool shares_tiles(const GemmProblem& p) {
   return static_cast<unsigned>(p.row_tiles * p.column_tiles) % gemm_blocks(p) != 0;
 }
 
-// Tiles of 64 or 128 rows: the fewer rows, the fewer are padding; the more, the oftener a converted weight is used, here
-// worth 32 rows a tile.
+// Tiles of 64 or 128 rows: the smaller, the less padding; the larger, the oftener a converted weight is used, here worth
+// 32 rows a tile.
 inline bool small_tiles(int64_t rows) {
   return ceil_div(rows, 64) * (64 + 32) < ceil_div(rows, 128) * (128 + 32);
 }

@@ -16,7 +16,8 @@ struct ByteMath {
     return chunk ^ row % 4 << 1;
   }
 
-  __device__ __forceinline__ static void fetch_sums(unsigned char* target, const GemmProblem& p, int64_t row, int64_t q) {
+  __device__ __forceinline__ static void fetch_sums(unsigned char* target, const GemmProblem& p, int64_t row,
+                                                    int64_t q) {
     constexpr int CHUNKS = TILE_ROWS<MT> / 4;  // of four sums
     const int groups = QUAD / group_tiles_of(p.w.group_size);
     for (int at = threadIdx.x; at < groups * CHUNKS; at += GEMM_THREADS) {
@@ -74,7 +75,8 @@ struct ByteMath {
       QuadWords<BITS> quad[WARP_BLOCKS];
       load_stage_codes<BITS>(quad, stage + Stage<ByteMath>::X_BYTES, left, warp, lane);
       const unsigned char* rows = stage + (first_row + lane / 4) * ROW_BYTES;
-      const auto* sums = reinterpret_cast<const int32_t*>(stage + Stage<ByteMath>::X_BYTES + Stage<ByteMath>::CODE_BYTES);
+      const unsigned char* after_codes = stage + Stage<ByteMath>::X_BYTES + Stage<ByteMath>::CODE_BYTES;
+      const auto* sums = reinterpret_cast<const int32_t*>(after_codes);
       int of_quad = 0;
 #pragma unroll
       for (int u = 0; u < QUAD; ++u) {

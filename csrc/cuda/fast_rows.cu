@@ -91,8 +91,8 @@ const char* byte_rows(const void* x, Element type, int64_t rows, int64_t K, int 
                       int8_t* codes, int32_t* sums, float* scales, void* stream) {
   if (rows == 0 || K == 0) return nullptr;
   const bool vectors = type != Element::float32 && K % 8 == 0 && reinterpret_cast<uintptr_t>(x) % LANE_BYTES == 0;
-  launch(quantize, grid_size(rows, MOST_BLOCKS), THREADS, 0, stream, x, type, rows, K, bits, span, sum_rows, codes, sums,
-         scales, vectors);
+  launch(quantize, grid_size(rows, MOST_BLOCKS), THREADS, 0, stream, x, type, rows, K, bits, span, sum_rows, codes,
+         sums, scales, vectors);
   return launch_error();
 }
 

@@ -46,7 +46,7 @@ __device__ __forceinline__ float2 floats_of(uint32_t pair) {
 // --- two codes to two values of T less the row's zero point, exactly: integers of at most 8 bits and a sign
 //
 // A 16-bit float whose lowest mantissa bit is worth 1 (1024 in fp16, 128 in bf16) with a code or'ed in is that number
-// plus the code. bf16 has room for 7 bits so: 8-bit codes go through 2^23 in float32, whose upper halves are the result.
+// plus the code. bf16 has room for 7 bits so: 8-bit codes go by 2^23 in float32, whose upper halves are the result.
 
 constexpr uint32_t HALF_1024 = 0x64006400u, BFLOAT_128 = 0x43004300u, FLOAT_2_23 = 0x4b000000u;
 
@@ -221,8 +221,8 @@ __device__ __forceinline__ void values_fragment(uint32_t (&b)[2], const uint4& v
 
 // --- K split over blocks
 
-// y [rows, N] of type = (sum over splits of partials [splits, rows, N]) * row_scales + bias, in the order of the splits:
-// the same bits in every run. row_scales [rows] and bias [N] may be nullptr.
+// y [rows, N] of type = (sum over splits of partials [splits, rows, N]) * row_scales + bias, in the order of the splits,
+// so that every run gives the same bits. row_scales [rows] and bias [N] may be nullptr.
 const char* reduce_splits(const float* partials, int splits, int64_t rows, int64_t N, const float* row_scales,
                           const float* bias, void* y, Element type, void* stream);
 

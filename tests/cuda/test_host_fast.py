@@ -126,3 +126,37 @@ def test_int8_rows_with_values_that_are_none(model):
     assert torch.equal(
         model.ops.quant_linear(x[:1] * 0, moved, scales, zeros, None, 4, 32, 20, 8, 1), torch.zeros(1, 20)
     )
+
+
+@pytest.mark.parametrize("rows, activation_bits", [(5, 0), (17, 0), (3, 8)])
+@pytest.mark.parametrize(
+    "scale_dtype, scale",
+    [(torch.float16, 6e-8), (torch.float16, 65504.0), (torch.float32, 1e-41), (torch.float32, 1e30),
+     (torch.bfloat16, 1e-39), (torch.bfloat16, 1e30)],
+)  # fmt: skip
+def test_huge_and_denormal_scales(model, scale_dtype, scale, rows, activation_bits):
+    """Sums are taken before the scale: nothing overflows or vanishes on the way."""
+    codes = torch.randint(0, 16, (20, 70), dtype=torch.uint8)
+    packed, zeros = ops.pack_codes(codes, 4), torch.full((2, 3, 16), 7, dtype=torch.uint8)
+    model.ops.reorder_(packed, "codes", 4, True)
+    scales = torch.full((2, 3, 16), scale).to(scale_dtype)
+    x = torch.randint(-127, 128, (rows, 70)).bfloat16()
+    x[:, 0] = 127  # the scale of a row's int8 codes is then 1
+    y = model.ops.quant_linear(x, packed, scales, zeros, None, 4, 32, 20, activation_bits, 1)
+    exact = x.double() @ (float(scales[0, 0, 0]) * (codes.double() - 7)).T
+    smallest = float(torch.finfo(torch.float32).smallest_normal)
+    off = (y.double() - exact).abs()
+    assert bool((off <= exact.abs() * 2.0**-8 + exact.abs().max() * 1e-5 + smallest).all())
+
+
+@pytest.mark.parametrize("bits, dtype", [(4, torch.bfloat16), (6, torch.float16), (8, torch.bfloat16)])
+def test_zero_points_beyond_the_codes(model, bits, dtype):
+    """Any byte is a zero point, in bf16 too, which has 8 bits for a number."""
+    packed = ops.pack_codes(torch.randint(0, 2**bits, (1, 96), dtype=torch.uint8), bits)
+    scales, zeros = torch.rand(1, 3, 16), torch.tensor([255, 254, 129], dtype=torch.uint8)
+    zeros = zeros[None, :, None].expand(1, 3, 16).contiguous()
+    exact = ops.dequantize(packed, scales, zeros, bits, 32, 1, 96, torch.float32).double()
+    model.ops.reorder_(packed, "codes", bits, True)
+    x = torch.randn(2, 96).to(dtype)
+    y = model.ops.quant_linear(x, packed, scales, zeros, None, bits, 32, 1, 0, 1)
+    assert_near(y, x.double(), exact, torch.zeros(1).double())

@@ -14,8 +14,9 @@ from torchcoinfer.nn import QuantConv2d, QuantEmbedding
 from torchcoinfer.ops import decode_activation, encode_activation
 from torchcoinfer.ops.quant_linear import quantize_rows
 
-SHAPES = ((16, 32), (37, 75), (256, 512), (130, 257), (512, 1024))  # (N, K)
-TOKENS = (1, 2, 5, 16, 33, 64)
+# (N, K); the last so long that thread blocks split it
+SHAPES = ((16, 32), (37, 75), (256, 512), (130, 257), (512, 1024), (40, 16420))
+TOKENS = (1, 2, 5, 16, 17, 33, 64, 65, 130, 800)  # either side of what the kernels' dispatch turns at
 ROUNDING = {torch.float32: 2.0**-22, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}  # of the result
 # of the sum of absolute products: float32 sums; with a 16-bit x the weight may be rounded to its dtype first
 PRODUCTS = {torch.float32: 2.0**-20, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
