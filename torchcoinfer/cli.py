@@ -19,6 +19,7 @@ from torchcoinfer.errors import ArgumentError, TorchCoinferError
 EXIT_ERROR = 2  # as argparse's own
 BENCH_SUITES = (
     "allocation",
+    "decode",
     "kernels",
     "memory",
     "models",
