@@ -1,9 +1,9 @@
 """``torchcoinfer bench decode``: tokens a second of a random Llama at batch 1, packed to 4 bits, beside bf16.
 
 Both models run in turn in one process, under ``torch.compile`` and, on a GPU, as one CUDA graph a token.
-Weights are random in the shape of Llama 8B or 1B, made and packed on the device, layer by layer: what is timed
-does not depend on them. Goal: the 8B-shaped one decodes at least twice as fast as in bfloat16; the 1B-shaped
-one is reported.
+Weights are random in the shape of Llama 8B or 1B, made and packed on the device, layer by layer: what is
+timed does not depend on them. Goal: the 8B-shaped one decodes at least twice as fast as in bfloat16; the
+1B-shaped one is reported.
 """
 
 from __future__ import annotations
