@@ -2,6 +2,7 @@
 
 #include <atomic>
 
+#include "cpu/decoded_linear.h"
 #include "cpu/isa.h"
 #include "cpu/pack.h"
 #include "cpu/quant_conv2d.h"
@@ -139,6 +140,13 @@ Tensor quant_linear_op(Tensor x, Tensor packed, Tensor scales, std::optional<Ten
     size.push_back(x.size(i));
     rows *= x.size(i);
   }
+#if TORCHCOINFER_X86
+  if (is_decoded(active_isa(), dtype, rows, activation_bits, false, N, K))
+    return *decoded_linear(x, N, bias, [&](int64_t begin, int64_t end, uint16_t* of_rows) {
+      decode_rows(matrix, begin, end, of_rows);
+      return true;
+    });
+#endif
   size.push_back(N);
   Tensor y = empty_cpu(size, x.scalar_type());
   const Output out{y.mutable_data_ptr(), dtype, N, 1, 0, N, bias_values.empty() ? nullptr : bias_values.data()};

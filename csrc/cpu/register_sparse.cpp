@@ -3,6 +3,7 @@
 #include <atomic>
 #include <limits>
 
+#include "cpu/decoded_linear.h"
 #include "cpu/isa.h"
 #include "cpu/sparse.h"
 #include "cpu/tensor.h"
@@ -147,6 +148,11 @@ SparseMatrix bitmap_matrix(const Checker& checks, const Tensor& mask, const Tens
   return matrix;
 }
 
+// What a call says where a block's masks and its survivors disagree in number.
+void check_sound(const Checker& checks, bool sound, const SparseMatrix& weight) {
+  check(sound, checks.op, weight.paired ? "index" : "mask", "as many kept weights as survivors", "another number");
+}
+
 std::tuple<Tensor, Tensor> unpack(const Checker& checks, const SparseMatrix& matrix, ScalarType dtype) {
   Tensor dense = zeros_cpu({matrix.N, matrix.K}, dtype), kept = zeros_cpu({matrix.N, matrix.K}, ScalarType::Bool);
   void* target = dense.mutable_data_ptr();
@@ -156,7 +162,7 @@ std::tuple<Tensor, Tensor> unpack(const Checker& checks, const SparseMatrix& mat
   torch::stable::parallel_for(0, ceil_div(matrix.N, BLOCK_N), BLOCK_GRAIN, [&](int64_t begin, int64_t end) {
     if (!sparse_unpack_blocks(matrix, value_bytes, begin, end, target, flags)) sound = false;
   });
-  check(sound, checks.op, matrix.paired ? "index" : "mask", "as many kept weights as survivors", "another number");
+  check_sound(checks, sound, matrix);
   return {dense, kept};
 }
 
@@ -207,14 +213,24 @@ Tensor linear(const Checker& checks, Tensor x, const SparseMatrix& weight, const
     size.push_back(x.size(i));
     rows *= x.size(i);
   }
+#if TORCHCOINFER_X86
+  if (is_decoded(active_isa(), dtype, rows, activation_bits, weight.bits == 0, weight.N, weight.K)) {
+    const auto decode = [&](int64_t begin, int64_t end, uint16_t* of_rows) {
+      return decode_rows(weight, begin, end, of_rows);
+    };
+    const std::optional<Tensor> product = decoded_linear(x, weight.N, bias, decode);
+    check_sound(checks, product.has_value(), weight);
+    return *product;
+  }
+#endif
   size.push_back(weight.N);
   Tensor y = empty_cpu(size, x.scalar_type());
   const float* bias_data = bias_values.empty() ? nullptr : bias_values.data();
   const Output out{y.mutable_data_ptr(), dtype, weight.N, 1, 0, weight.N, bias_data};
   const SourceRows source{x.const_data_ptr(), dtype, weight.K, weight.K};
-  const SparseCall call{weight, source, rows, static_cast<int>(activation_bits), out, active_isa()};
-  check(run_sparse_linear(call, on_torch_threads), checks.op, weight.paired ? "index" : "mask",
-        "as many kept weights as survivors", "another number");
+  const SparseCall call{weight, source, rows, static_cast<int>(activation_bits), out, active_isa(),
+                        torch::stable::get_num_threads()};
+  check_sound(checks, run_sparse_linear(call, on_torch_threads), weight);
   return y;
 }
 

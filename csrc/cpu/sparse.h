@@ -58,6 +58,7 @@ struct SparseCall {
   int activation_bits;
   Output out;
   Isa isa;
+  int64_t threads;  // that `parallel` has: x is prepared anew for every part of the blocks
 };
 
 // False: the masks of a block and its survivors disagree in number.

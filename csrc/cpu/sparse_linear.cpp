@@ -5,6 +5,7 @@
 #include <atomic>
 
 #include "cpu/buffer.h"
+#include "cpu/decoded.h"
 #include "cpu/sparse_parts.h"
 #include "cpu/sparse_stream.h"
 
@@ -12,7 +13,7 @@ namespace torchcoinfer {
 namespace {
 
 constexpr int64_t FEW_ROWS_BYTES = 1 << 18;   // of dense tiles that are spread at once
-constexpr int64_t MANY_ROWS_BYTES = 1 << 21;
+constexpr int64_t MANY_ROWS_BYTES = 1 << 22;
 constexpr int64_t ENOUGH_PARTS = 8;
 constexpr int BYTE_CENTER = 128;            // implicit zero point of 8-bit codes
 constexpr int PLACES_BITS = 8;
@@ -71,11 +72,13 @@ Output blocks_of(const Output& out, int64_t block, int64_t last) {
 }
 
 // n-blocks spread at once: as many as stay in the cache (few rows) or as make the preparation of x cheap (many rows),
-// fewer where there would not be enough parts for the threads.
+// fewer where there would not be enough parts for the threads; few rows, whose preparation is cheap, in more of them.
 int64_t blocks_together(const SparseCall& call, int64_t blocks) {
   const int64_t block_bytes = std::max<int64_t>(call.weight.tiles() * tile_bytes(PLACES_BITS), 1);
-  const int64_t fitting = (call.rows <= GEMV_ROWS ? FEW_ROWS_BYTES : MANY_ROWS_BYTES) / block_bytes;
-  return std::max<int64_t>(2, std::min(fitting, ceil_div(blocks, ENOUGH_PARTS)));
+  const bool few = call.rows <= GEMV_ROWS;
+  const int64_t fitting = (few ? FEW_ROWS_BYTES : MANY_ROWS_BYTES) / block_bytes;
+  const int64_t parts = few ? ENOUGH_PARTS : std::max<int64_t>(call.threads, 1);
+  return std::max<int64_t>(2, std::min(fitting, ceil_div(blocks, parts)));
 }
 
 void run_here(int64_t count, int64_t, const std::function<void(int64_t, int64_t)>& body) {
@@ -119,6 +122,25 @@ bool multiply_codes(const SparseCall& call, const ParallelFor& parallel) {
 }
 
 }  // namespace
+
+#if TORCHCOINFER_X86
+bool decode_rows(const SparseMatrix& w, int64_t begin, int64_t end, uint16_t* out) {
+  if (!w.bits) return avx512::decode_float_rows(w, begin, end, out);
+  const Buffer<StreamScratch> scratch(1);
+  const Buffer<uint8_t> tiles(w.tiles() * tile_bytes(PLACES_BITS));
+  const int64_t zeros_bytes = group_count(w.K, w.group_size) * BLOCK_N;
+  const Buffer<uint8_t> zeros(zeros_bytes);
+  for (int64_t block = begin; block < end; ++block, out += BLOCK_N * w.K) {
+    const BlockZeros moved = block_zeros(w, block, zeros.get());
+    if (!spread_block(w, SPREAD_AVX512, block, moved, scratch.get(), tiles.get())) return false;
+    const char* scales = static_cast<const char*>(w.scales) + block * zeros_bytes * dtype_bytes(w.scale_dtype);
+    const QuantMatrix dense{tiles.get(), scales,       moved.zeros,          w.scale_dtype,
+                            PLACES_BITS, w.group_size, w.N - block * BLOCK_N, w.K};
+    decode_rows(dense, 0, 1, out);
+  }
+  return true;
+}
+#endif
 
 bool run_sparse_linear(const SparseCall& call, const ParallelFor& parallel) {
   if (call.rows == 0 || call.weight.N == 0) return true;

@@ -19,6 +19,7 @@ ROWS = (1, 2, 3, 4, 7, 8, 16, 33, 64, 128, 256, 512)
 SMALL = ((97, 1003), (384, 384), (384, 1536), (1536, 384), (768, 3072), (1000, 2048))  # K, N
 LARGE = ((4096, 4096), (4096, 11008))
 FORMS = ("dense", "2:4", "bitmap")
+DECODED_ROWS = 96  # csrc/cpu/decoded.h
 MOST_SCALAR = 4e8  # multiply-adds of one call that the scalar path is asked for
 
 
@@ -44,7 +45,8 @@ class Weight:
         return ops.quant_linear(x, *self._buffers, bias, self.bits, self.group_size, self.N, activation_bits)
 
     def references(self, x, bias, activation_bits):
-        """y in float64, and how far a float32 sum of terms that contain codes and zero points may be off."""
+        """y in float64; how far a float32 sum of terms that contain codes and zero points may be off; how far
+        more where weights and bias are rounded to the dtype of x."""
         given = x
         if activation_bits:
             codes, scale = quantize_rows(x.float())
@@ -54,15 +56,18 @@ class Weight:
         top = 1.5 * 2 ** (self.bits + 1) if self.bits else float(self.exact.abs().max())
         terms = given.double().abs().sum(1, keepdim=True) * top + bias.double().abs()
         allowed = terms * (2 * x.shape[1] ** 0.5 + 16) * UNIT_ROUNDOFF[torch.float32]
-        if self.bits == 0 and x.dtype == torch.bfloat16:  # float survivors may be rounded to the dtype of x
-            allowed = allowed + x.double().abs() @ self.exact.abs().T * UNIT_ROUNDOFF[x.dtype] / 2
-        return exact, allowed + exact.abs() * UNIT_ROUNDOFF[x.dtype]
+        magnitudes = x.double().abs() @ self.exact.abs().T + bias.double().abs()
+        return exact, allowed + exact.abs() * UNIT_ROUNDOFF[x.dtype], magnitudes * UNIT_ROUNDOFF[x.dtype] / 2
+
+    def is_rounded(self, dtype, activation_bits, M):
+        """Whether weights may be rounded to bfloat16: float survivors, and any where x has many rows."""
+        return dtype == torch.bfloat16 and not activation_bits and (self.bits == 0 or M >= DECODED_ROWS)
 
 
 def check(weight, dtype, activation_bits, rows, isas, monkeypatch):
     K = weight.exact.shape[1]
     x, bias = torch.randn(max(rows), K).to(dtype), torch.randn(weight.N)
-    exact, allowed = weight.references(x, bias, activation_bits)
+    exact, allowed, rounding = weight.references(x, bias, activation_bits)
     for isa, M in itertools.product(isas, rows):
         if isa == "scalar" and M * weight.exact.numel() > MOST_SCALAR:
             continue
@@ -70,6 +75,8 @@ def check(weight, dtype, activation_bits, rows, isas, monkeypatch):
         y = weight(x[:M], bias, activation_bits)
         assert y.dtype == dtype
         off = (y.double() - exact[:M]).abs() - allowed[:M]
+        if weight.is_rounded(dtype, activation_bits, M):
+            off -= rounding[:M]
         case = (weight.form, weight.bits, weight.group_size, K, weight.N, M, dtype, activation_bits, isa)
         assert float(off.max()) <= 0, case
 

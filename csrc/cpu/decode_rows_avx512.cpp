@@ -1,0 +1,100 @@
+// Dense tiles as plain bfloat16 rows (decoded.h): a tile's eight quads are turned so that each vector holds 32 codes of
+// two rows n, which become floats, are scaled and rounded. AVX-512 BF16.
+
+#include "cpu/decoded.h"
+
+#if TORCHCOINFER_X86
+
+#include <algorithm>
+
+#include "cpu/decode_avx512.h"
+
+namespace torchcoinfer {
+namespace {
+
+using namespace avx512;
+
+// quads[q], lane n: k = 4q .. 4q + 3 of row n  ->  rows[i]: the 32 codes of row i in the low half, of row i + 8 in the
+// high one.
+TORCHCOINFER_AVX512_INLINE void turn_quads(const __m512i (&quads)[8], __m512i (&rows)[8]) {
+  __m512i twos[8], fours[8];
+#pragma GCC unroll 4
+  for (int i = 0; i < 8; i += 2) {
+    twos[i] = _mm512_unpacklo_epi32(quads[i], quads[i + 1]);      // rows 0 1 of each four, two quads
+    twos[i + 1] = _mm512_unpackhi_epi32(quads[i], quads[i + 1]);  // rows 2 3
+  }
+#pragma GCC unroll 2
+  for (int i = 0; i < 8; i += 4)
+#pragma GCC unroll 2
+    for (int j = 0; j < 2; ++j) {
+      fours[i + 2 * j] = _mm512_unpacklo_epi64(twos[i + j], twos[i + j + 2]);      // row 2j of each four, four quads
+      fours[i + 2 * j + 1] = _mm512_unpackhi_epi64(twos[i + j], twos[i + j + 2]);  // row 2j + 1
+    }
+  // fours[r]: lane of 128 bits f: row 4f + r, k 0 .. 15; fours[4 + r]: k 16 .. 31
+#pragma GCC unroll 4
+  for (int r = 0; r < 4; ++r) {
+    const __m512i even = _mm512_shuffle_i64x2(fours[r], fours[4 + r], 0x88);  // rows r, 8 + r; again, upper k
+    const __m512i odd = _mm512_shuffle_i64x2(fours[r], fours[4 + r], 0xdd);   // rows 4 + r, 12 + r
+    rows[r] = _mm512_shuffle_i64x2(even, even, 0xd8);
+    rows[4 + r] = _mm512_shuffle_i64x2(odd, odd, 0xd8);
+  }
+}
+
+// 32 codes to bfloat16 values.
+TORCHCOINFER_AVX512_INLINE __m512i to_values(__m256i codes, float scale, float offset) {
+  const __m512 scales = _mm512_set1_ps(scale), offsets = _mm512_set1_ps(offset);
+  const __m512 low = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm256_castsi256_si128(codes)));
+  const __m512 high = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm256_extracti128_si256(codes, 1)));
+  return (__m512i)_mm512_cvtne2ps_pbh(_mm512_mul_ps(_mm512_sub_ps(high, offsets), scales),
+                                      _mm512_mul_ps(_mm512_sub_ps(low, offsets), scales));
+}
+
+template <int BITS>
+TORCHCOINFER_AVX512 void decode_block(const QuantMatrix& w, int64_t block, int64_t rows, uint16_t* out) {
+  const int64_t tiles = ceil_div(w.K, TILE_K), group_tiles = w.group_size ? w.group_size / TILE_K : tiles;
+  const int64_t groups = group_count(w.K, w.group_size);
+  const uint8_t* tile = w.packed + block * tiles * tile_bytes(BITS);
+  alignas(64) float scales[BLOCK_N], offsets[BLOCK_N];
+  for (int64_t t = 0; t < tiles; ++t, tile += tile_bytes(BITS)) {
+    if (t % group_tiles == 0) {
+      const int64_t place = block * groups + t / group_tiles;
+      _mm512_store_ps(scales, load_scales(w, place));
+      _mm512_store_ps(offsets, _mm512_cvtepi32_ps(load_zeros(w, place)));
+    }
+    __m512i quads[8], turned[8];
+    decode_quads<BITS>(tile, quads);
+    turn_quads(quads, turned);
+    const int64_t left = w.K - t * TILE_K;
+    const __mmask32 mask = left >= TILE_K ? 0xffffffffu : (1u << left) - 1;
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) {
+      uint16_t* low = out + i * w.K + t * TILE_K;
+      if (i < rows) _mm512_mask_storeu_epi16(low, mask, to_values(_mm512_castsi512_si256(turned[i]), scales[i], offsets[i]));
+      if (i + 8 < rows)
+        _mm512_mask_storeu_epi16(low + 8 * w.K, mask,
+                                 to_values(_mm512_extracti64x4_epi64(turned[i], 1), scales[i + 8], offsets[i + 8]));
+    }
+  }
+}
+
+using Decode = void (*)(const QuantMatrix&, int64_t, int64_t, uint16_t*);
+
+Decode decode_of(int bits) {
+  if (bits == 2) return decode_block<2>;
+  if (bits == 3) return decode_block<3>;
+  if (bits == 4) return decode_block<4>;
+  if (bits == 5) return decode_block<5>;
+  return bits == 6 ? decode_block<6> : decode_block<8>;
+}
+
+}  // namespace
+
+void decode_rows(const QuantMatrix& w, int64_t begin, int64_t end, uint16_t* out) {
+  const Decode decode = decode_of(w.bits);
+  for (int64_t block = begin; block < end; ++block, out += BLOCK_N * w.K)
+    decode(w, block, std::min<int64_t>(BLOCK_N, w.N - block * BLOCK_N), out);
+}
+
+}  // namespace torchcoinfer
+
+#endif
