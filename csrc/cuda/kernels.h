@@ -157,6 +157,10 @@ struct ConvShape {
   int64_t x_strides[4];  // element (b, c, h, w) of x at the sum of index * stride
 };
 
+// patches: [images * H' * W', C * kh * kw] of type, of the images from `first` on; groups count as one.
+const char* gather_patches(const ConvShape& shape, const void* x, Element type, int64_t first, int64_t images,
+                           void* patches, void* stream);
+
 // y [B, O, H', W'] of type. w: [O, (C / groups) * kh * kw]. maxima: nullptr, or float [B * H' * W', groups] of scratch:
 // patches are then rounded to int8 codes each. bias [O] may be nullptr.
 const char* quant_conv2d(const DenseMatrix& w, const ConvShape& shape, const void* x, float* maxima, const float* bias,

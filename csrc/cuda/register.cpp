@@ -2,7 +2,7 @@
 // files see torch headers.
 
 #include "cuda/arguments.h"
-#include "cuda/dense_paths.h"
+#include "cuda/conv_paths.h"
 
 namespace torchcoinfer {
 namespace {
@@ -157,6 +157,8 @@ Tensor quant_conv2d_op(Tensor x, Tensor packed, Tensor scales, std::optional<Ten
   const cuda::DenseMatrix matrix =
       dense_matrix(checks, packed, scales, zeros, bits, group_size, out_channels, columns, layout);
   const DeviceGuard guard(x.get_device_index());
+  const std::optional<Tensor> fast = fast_conv2d(checks, matrix, s, x, bias, activation_bits);
+  if (fast.has_value()) return *fast;
   const Tensor of_bias = bias_values(checks, bias, out_channels, packed);
   Tensor y = empty_beside(x, {s.batch, out_channels, s.out_height, s.out_width}, x.scalar_type());
   const int64_t patches = activation_bits ? s.batch * s.out_height * s.out_width * groups : 0;

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from bounds import ROUNDING, assert_near
+from bounds import ROUNDED_WEIGHT, ROUNDING, assert_near
 
 from torchcoinfer import ops
 from torchcoinfer.ops.quant_conv2d import quant_conv2d_reference
@@ -115,30 +115,50 @@ CONVOLUTIONS = (
 )
 
 
+@pytest.mark.parametrize("layout", [0, 1])
 @pytest.mark.parametrize("activation_bits", [0, 8])
 @pytest.mark.parametrize("channels, outputs, kernel, stride, padding, dilation, groups, image", CONVOLUTIONS)
 @pytest.mark.parametrize("bits, dtype", [(4, torch.float32), (3, torch.bfloat16), (8, torch.float16)])
 def test_convolution_is_near_float64(
-    model, bits, dtype, channels, outputs, kernel, stride, padding, dilation, groups, image, activation_bits
+    model,
+    bits,
+    dtype,
+    channels,
+    outputs,
+    kernel,
+    stride,
+    padding,
+    dilation,
+    groups,
+    image,
+    activation_bits,
+    layout,
 ):
     K = channels // groups * kernel[0] * kernel[1]
     weight = quantized(outputs, K, bits, 32, False, torch.float32)
     x, bias = torch.randn(2, channels, *image).to(dtype), torch.randn(outputs)
     x = x.to(memory_format=torch.channels_last)
     geometry = (kernel, stride, padding, dilation, groups)
-    y = model.ops.quant_conv2d(x, *weight, bias, bits, 32, outputs, *geometry, activation_bits, 0)
+    moved = weight[0].clone()
+    if layout:
+        model.ops.reorder_(moved, "codes", bits, True)
+    y = model.ops.quant_conv2d(
+        x, moved, *weight[1:], bias, bits, 32, outputs, *geometry, activation_bits, layout
+    )
+    assert y.is_contiguous()
     expected = quant_conv2d_reference(
         x.float(), *weight, bias, bits, 32, outputs, *geometry, activation_bits, 0
-    )
+    ).double()
+    of_products = 2.0**-20 * expected.abs().max()
     if activation_bits == 0:
         dense = ops.dequantize(*weight, bits, 32, outputs, K, torch.float32).double()
         dense = dense.view(outputs, channels // groups, *kernel)
-        expected = torch.nn.functional.conv2d(
-            x.double(), dense, bias.double(), stride, padding, dilation, groups
-        )
+        rest = (stride, padding, dilation, groups)
+        expected = torch.nn.functional.conv2d(x.double(), dense, bias.double(), *rest)
+        products = torch.nn.functional.conv2d(x.double().abs(), dense.abs(), bias.double().abs(), *rest)
+        of_products = products * ROUNDED_WEIGHT.get(dtype, 2.0**-20)
     assert y.dtype == dtype and y.shape == expected.shape
-    error = (y.double() - expected).abs().max()
-    assert error <= (2.0**-20 + ROUNDING[dtype]) * expected.abs().max()
+    assert ((y.double() - expected).abs() <= of_products + ROUNDING[dtype] * expected.abs()).all()
 
 
 @pytest.mark.parametrize("granularity", ["token", "channel"])
