@@ -1,4 +1,5 @@
-// Many row tiles of x: a chunk of K of two n-blocks is decoded into L1, then multiplied with every tile. AVX-512.
+// Many row tiles of x: a chunk of K of two n-blocks is decoded into L1 with the first tile, then multiplied with the
+// others. AVX-512.
 
 #include "cpu/isa.h"
 
@@ -15,165 +16,214 @@ namespace {
 
 constexpr int64_t BLOCKS = 2;
 constexpr int64_t COLUMNS = BLOCKS * BLOCK_N;
-constexpr int64_t LEAST_CHUNK_TILES = 4;  // tiles decoded at once: whole segments
-constexpr int64_t MOST_CHUNK_TILES = SEGMENT_K / TILE_K;
-constexpr int64_t CHUNKS_AHEAD = 2;       // packed chunks between those decoded and those fetched
+constexpr int64_t CHUNK_TILES = SEGMENT_K / TILE_K;  // K-tiles of a chunk, whole segments: 8 KB of codes
 constexpr int64_t TILE_CODES = TILE_K * BLOCK_N;
+constexpr int64_t STREAMED_BYTES = 1 << 20;  // of y: so many leave L2 anyway
 
 // Two neighboring blocks; where the second is missing, the first stands in for it.
 struct Pair {
   int64_t block[BLOCKS];
 };
 
-// Decoded codes of a pair, [lanes][16 n][4 k] each.
-struct Decoded {
-  const uint8_t* codes[BLOCKS];
+// A chunk of a pair, as multiply takes it.
+struct Chunk {
+  int64_t segments;
+  int64_t lanes;                 // of a segment
+  int64_t last_lanes;            // of the last one, which may be shorter
+  int64_t place[BLOCKS];         // of the first segment's scales and zero points
+  int64_t place_step;
+  const uint8_t* codes[BLOCKS];  // what multiply reads: packed tiles, or codes [lanes][16 n][4 k]
+  uint8_t* decoded[BLOCKS];      // where it puts the codes of packed tiles
+  const uint8_t* ahead[BLOCKS];  // packed tiles that are fetched meanwhile, `ahead_step` bytes with each lane
+  int64_t ahead_step;
 };
 
-// What multiply needs of a segment.
-struct Segment {
-  int64_t index;
-  int64_t lanes;
-  int64_t place[BLOCKS];  // of scales and zero points
-};
+TORCHCOINFER_AVX512_INLINE void fetch(const uint8_t* data) {
+  _mm_prefetch(reinterpret_cast<const char*>(data), _MM_HINT_T0);
+}
 
-// One row tile times the pair's 32 columns of a segment. x: [lanes][ROWS]; sums: [HEIGHT][32].
-template <int DIGITS, int HEIGHT>
-TORCHCOINFER_AVX512 void multiply(const QuantMatrix& w, const Segment& segment, const Decoded& decoded,
-                                  const int32_t* x, const int32_t* starts, const float* scales, float* sums) {
-  constexpr int ROWS = HEIGHT * DIGITS;
-  __m512i parts[ROWS][BLOCKS];
+template <int ROWS>
+TORCHCOINFER_AVX512_INLINE void add_lane(__m512i left, __m512i right, const int32_t* x, __m512i (*parts)[BLOCKS]) {
 #pragma GCC unroll 12
-  for (int m = 0; m < ROWS; ++m)
-#pragma GCC unroll 2
-    for (int b = 0; b < BLOCKS; ++b) parts[m][b] = start(w, segment.place[b], starts[m]);
-  const uint8_t *left = decoded.codes[0], *right = decoded.codes[1];
-  for (int64_t i = 0; i < segment.lanes; ++i, left += VECTOR_BYTES, right += VECTOR_BYTES, x += ROWS) {
-    const __m512i codes[BLOCKS] = {load_vector(left), load_vector(right)};
-#pragma GCC unroll 12
-    for (int m = 0; m < ROWS; ++m) {
-      const __m512i lane = _mm512_set1_epi32(x[m]);
-      add_products(codes[0], lane, parts[m][0]);
-      add_products(codes[1], lane, parts[m][1]);
-    }
+  for (int m = 0; m < ROWS; ++m) {
+    const __m512i lane = _mm512_set1_epi32(x[m]);
+    add_products(left, lane, parts[m][0]);
+    add_products(right, lane, parts[m][1]);
   }
-#pragma GCC unroll 2
-  for (int b = 0; b < BLOCKS; ++b) {
-    const __m512 scale = load_scales(w, segment.place[b]);
-#pragma GCC unroll 12
-    for (int m = 0; m < HEIGHT; ++m) {
-      __m512i digits[DIGITS];
-#pragma GCC unroll 3
-      for (int d = 0; d < DIGITS; ++d) digits[d] = parts[m * DIGITS + d][b];
-      add_segment<DIGITS>(digits, scale, DIGITS == 1 ? 1.f : scales[m], sums + m * COLUMNS + b * BLOCK_N);
+}
+
+// parts += codes * x of lanes [begin, end) of a chunk. Packed tiles are decoded on the way, which costs little beside
+// the products, where a pass of its own waits for its loads and stores.
+template <int BITS, int ROWS>
+TORCHCOINFER_AVX512_INLINE void add_lanes(const Chunk& chunk, int64_t begin, int64_t end, const int32_t* x,
+                                          __m512i (*parts)[BLOCKS]) {
+  const int64_t offset = BITS == 8 ? begin * VECTOR_BYTES : begin / QUADS * tile_bytes(BITS), step = chunk.ahead_step;
+  const uint8_t *left = chunk.codes[0] + offset, *right = chunk.codes[1] + offset;
+  const uint8_t *ahead_left = chunk.ahead[0] + begin * step, *ahead_right = chunk.ahead[1] + begin * step;
+  if constexpr (BITS == 8) {
+    for (int64_t i = begin; i < end; ++i, x += ROWS, left += VECTOR_BYTES, right += VECTOR_BYTES) {
+      fetch(ahead_left), fetch(ahead_right);
+      ahead_left += step, ahead_right += step;
+      add_lane<ROWS>(load_vector(left), load_vector(right), x, parts);
+    }
+  } else {
+    uint8_t *out_left = chunk.decoded[0] + begin * VECTOR_BYTES, *out_right = chunk.decoded[1] + begin * VECTOR_BYTES;
+    for (int64_t i = begin; i < end; i += QUADS, left += tile_bytes(BITS), right += tile_bytes(BITS)) {
+      fetch(ahead_left), fetch(ahead_right);
+      ahead_left += QUADS * step, ahead_right += QUADS * step;
+#pragma GCC unroll 8
+      for (int q = 0; q < QUADS; ++q, x += ROWS, out_left += VECTOR_BYTES, out_right += VECTOR_BYTES) {
+        const __m512i codes[BLOCKS] = {decode_quad<BITS>(left, q), decode_quad<BITS>(right, q)};
+        _mm512_store_si512(out_left, codes[0]);
+        _mm512_store_si512(out_right, codes[1]);
+        add_lane<ROWS>(codes[0], codes[1], x, parts);
+      }
     }
   }
 }
 
-using Multiply = void (*)(const QuantMatrix&, const Segment&, const Decoded&, const int32_t*, const int32_t*,
-                          const float*, float*);
+// One row tile times the pair's 32 columns of a chunk. BITS: of the codes that are read, 8 where they are decoded.
+// x: [lanes][ROWS]; starts: [segments][ROWS]; scales: [segments][HEIGHT]; sums: [HEIGHT][32]. They come in registers:
+// in a struct on the stack they made each call wait.
+template <int BITS, int DIGITS, int HEIGHT>
+TORCHCOINFER_AVX512 void multiply(const QuantMatrix& w, const Chunk& chunk, const int32_t* x, const int32_t* starts,
+                                  const float* scales, float* sums) {
+  constexpr int ROWS = HEIGHT * DIGITS;
+  for (int64_t s = 0; s < chunk.segments; ++s, starts += ROWS, scales += HEIGHT) {
+    const int64_t place[BLOCKS] = {chunk.place[0] + s * chunk.place_step, chunk.place[1] + s * chunk.place_step};
+    const int64_t begin = s * chunk.lanes, end = begin + (s + 1 < chunk.segments ? chunk.lanes : chunk.last_lanes);
+    __m512i parts[ROWS][BLOCKS];
+#pragma GCC unroll 12
+    for (int m = 0; m < ROWS; ++m)
+#pragma GCC unroll 2
+      for (int b = 0; b < BLOCKS; ++b) parts[m][b] = start(w, place[b], starts[m]);
+    add_lanes<BITS, ROWS>(chunk, begin, end, x + begin * ROWS, parts);
+#pragma GCC unroll 2
+    for (int b = 0; b < BLOCKS; ++b) {
+      const __m512 scale = load_scales(w, place[b]);
+#pragma GCC unroll 12
+      for (int m = 0; m < HEIGHT; ++m) {
+        __m512i digits[DIGITS];
+#pragma GCC unroll 3
+        for (int d = 0; d < DIGITS; ++d) digits[d] = parts[m * DIGITS + d][b];
+        add_segment<DIGITS>(digits, scale, DIGITS == 1 ? 1.f : scales[m], sums + m * COLUMNS + b * BLOCK_N);
+      }
+    }
+    asm volatile("" ::: "memory");  // else the compiler keeps all sums beyond a segment, and spills them
+  }
+}
 
-template <int DIGITS, int HEIGHT = RowTiles::MOST / DIGITS>
+using Multiply = void (*)(const QuantMatrix&, const Chunk&, const int32_t*, const int32_t*, const float*, float*);
+
+template <int BITS, int DIGITS, int HEIGHT = RowTiles::MOST / DIGITS>
 Multiply multiply_of_height(int64_t height) {
-  if (height == HEIGHT) return multiply<DIGITS, HEIGHT>;
-  if constexpr (HEIGHT > 1) return multiply_of_height<DIGITS, HEIGHT - 1>(height);
+  if (height == HEIGHT) return multiply<BITS, DIGITS, HEIGHT>;
+  if constexpr (HEIGHT > 1) return multiply_of_height<BITS, DIGITS, HEIGHT - 1>(height);
   return nullptr;
 }
 
+template <int BITS>
 Multiply multiply_of(int digits, int64_t height) {
-  if (digits == 1) return multiply_of_height<1>(height);
-  return digits == 2 ? multiply_of_height<2>(height) : multiply_of_height<3>(height);
+  if (digits == 1) return multiply_of_height<BITS, 1>(height);
+  return digits == 2 ? multiply_of_height<BITS, 2>(height) : multiply_of_height<BITS, 3>(height);
 }
 
-// Fetches the packed tiles of a pair some way ahead of where they are decoded, a few lines at a time while something
-// else is computed; beyond the pair's last tile come the next pair's.
-struct Fetch {
-  const QuantMatrix& w;
-  Pair pair;
-  int64_t end_block;
-  int64_t line;         // of the pair's blocks, to be fetched next
-  int64_t block_lines;
+// Finished rows [begin, end) of a pair. sums: of row `begin`. What is `streamed` goes past the caches: rows of y lie
+// far apart, and each line would first be read from memory.
+template <int DIGITS>
+TORCHCOINFER_AVX512 void store_rows(const float* sums, const DigitRows& x, const Pair& pair, const Output& out,
+                                    bool streamed, int64_t begin, int64_t end) {
+  const int64_t count = pair.block[1] > pair.block[0] ? BLOCKS : 1;
+  for (int64_t m = begin; m < end; ++m, sums += COLUMNS) {
+    if (streamed) {
+      stream_pair(scaled<DIGITS>(sums, x, m), scaled<DIGITS>(sums + BLOCK_N, x, m), out, m, pair.block[0]);
+      continue;
+    }
+    for (int64_t b = 0; b < count; ++b) store_sums(scaled<DIGITS>(sums + b * BLOCK_N, x, m), out, m, pair.block[b]);
+  }
+}
 
-  void lines(int64_t count) {
-    for (; count > 0; --count, ++line) {
-      const bool beyond = line >= block_lines;
+// A range of n-blocks times all rows. Workspace: codes of a chunk, and sums [rows][32].
+template <int BITS>
+class Gemm {
+ public:
+  Gemm(const QuantMatrix& w, const DigitRows& x, const Output& out, int64_t end_block)
+      : w_(w), x_(x), out_(out), end_block_(end_block), segments_(w.K, w.group_size), tiles_(x.rows, x.digits),
+        low_(x.rows / tiles_.count), first_(multiply_of<BITS>(x.digits, low_)),
+        others_{multiply_of<8>(x.digits, low_),
+                multiply_of<8>(x.digits, std::min(low_ + 1, RowTiles::MOST / x.digits))},
+        streamed_(streams(out, x.rows * out.row_stride, STREAMED_BYTES)), codes_(BLOCKS * CHUNK_TILES * TILE_CODES),
+        sums_(x.rows * COLUMNS) {}
+
+  void pair(const Pair& pair) const {
+    const int64_t each = ceil_div(CHUNK_TILES, segments_.tiles_each);
+    const bool streamed = streamed_ && pair.block[1] > pair.block[0] && is_whole_pair(out_, pair.block[0]);
+    for (int64_t s = 0; s < segments_.count; s += each)
+      chunk(pair, s, std::min(s + each, segments_.count), streamed);
+  }
+
+ private:
+  const uint8_t* packed(int64_t block, int64_t tile) const {
+    return w_.packed + (block * segments_.tiles + tile) * tile_bytes(BITS);
+  }
+  // Segments [s0, s1) of a pair. What follows in memory is fetched: the next chunk, or the next pair's first.
+  Chunk chunk_of(const Pair& pair, int64_t s0, int64_t s1) const {
+    const int64_t t0 = segments_.begin(s0), t1 = segments_.end(s1 - 1), group = segments_.group(s0);
+    const int64_t lanes = (t1 - t0) * QUADS;
+    Chunk chunk{};
+    chunk.segments = s1 - s0;
+    chunk.lanes = segments_.tiles_each * QUADS;
+    chunk.last_lanes = (t1 - segments_.begin(s1 - 1)) * QUADS;
+    chunk.place_step = segments_.one_group ? 0 : 1;
+    chunk.ahead_step = ceil_div((t1 - t0) * tile_bytes(BITS), tiles_.count * lanes);
+    for (int64_t b = 0; b < BLOCKS; ++b) {
+      chunk.place[b] = pair.block[b] * segments_.groups() + group;
+      chunk.codes[b] = packed(pair.block[b], t0);
+      chunk.decoded[b] = codes_.get() + b * CHUNK_TILES * TILE_CODES;
+      const int64_t block = pair.block[b] + (t1 == segments_.tiles ? BLOCKS : 0);
+      chunk.ahead[b] = packed(std::min(block, end_block_ - 1), t1 % segments_.tiles);
+    }
+    return chunk;
+  }
+  // A row tile after another, so that its sums stay in L1 over the chunk.
+  void chunk(const Pair& pair, int64_t s0, int64_t s1, bool streamed) const {
+    Chunk chunk = chunk_of(pair, s0, s1);
+    const int64_t t0 = segments_.begin(s0), lanes = (segments_.end(s1 - 1) - t0) * QUADS;
+    for (int64_t i = 0; i < tiles_.count; ++i) {
+      const int64_t row = tiles_.begin(i), end = tiles_.begin(i + 1), height = end - row;
+      float* sums = sums_.get() + row * COLUMNS;
+      if (s0 == 0) std::memset(sums, 0, height * COLUMNS * sizeof(float));
+      const Multiply multiply = i == 0 ? first_ : others_[height - low_];
+      multiply(w_, chunk, x_.lanes + row * x_.row_lanes + t0 * QUADS * height * x_.digits,
+               x_.starts + (row * segments_.count + s0 * height) * x_.digits,
+               x_.scales + row * x_.scales_each() + s0 * height, sums);
       for (int64_t b = 0; b < BLOCKS; ++b) {
-        const int64_t block = pair.block[b] + (beyond ? BLOCKS : 0), place = beyond ? line - block_lines : line;
-        if (block < end_block)
-          _mm_prefetch(reinterpret_cast<const char*>(w.packed + (block * block_lines + place) * VECTOR_BYTES), _MM_HINT_T0);
+        chunk.ahead[b] += lanes * chunk.ahead_step;
+        if (BITS < 8) chunk.codes[b] = chunk.decoded[b];
       }
+      if (s1 == segments_.count)
+        (x_.digits == 1 ? store_rows<1> : store_rows<2>)(sums, x_, pair, out_, streamed, row, end);
     }
   }
+
+  const QuantMatrix& w_;
+  const DigitRows& x_;
+  const Output& out_;
+  int64_t end_block_;
+  Segments segments_;
+  DigitTiles tiles_;
+  int64_t low_;  // tiles have low_ and low_ + 1 rows, the first low_
+  Multiply first_, others_[2];
+  bool streamed_;
+  Buffer<uint8_t> codes_;
+  Buffer<float> sums_;
 };
 
 template <int BITS>
-TORCHCOINFER_AVX512 Decoded decode_chunk(const QuantMatrix& w, const Pair& pair, int64_t tiles, int64_t begin,
-                                         int64_t end, uint8_t* workspace) {
-  Decoded decoded;
-  for (int64_t b = 0; b < BLOCKS; ++b) {
-    const uint8_t* tile = w.packed + (pair.block[b] * tiles + begin) * tile_bytes(BITS);
-    if (BITS == 8) {  // vectors of 8-bit tiles are quads already
-      decoded.codes[b] = tile;
-      continue;
-    }
-    uint8_t* out = workspace + b * MOST_CHUNK_TILES * TILE_CODES;
-    decoded.codes[b] = out;
-    for (int64_t t = begin; t < end; ++t, tile += tile_bytes(BITS), out += TILE_CODES)
-#pragma GCC unroll 8
-      for (int q = 0; q < QUADS; ++q) _mm512_store_si512(out + q * VECTOR_BYTES, decode_quad<BITS>(tile, q));
-  }
-  return decoded;
-}
-
-// All rows times a pair. sums: [rows][32].
-template <int BITS>
-void gemm_pair(const QuantMatrix& w, const DigitRows& x, const Pair& pair, int64_t end_block, uint8_t* workspace,
-               float* sums) {
-  const Segments segments(w.K, w.group_size);
-  const DigitTiles tiles(x.rows, x.digits);
-  const int64_t low = x.rows / tiles.count;  // heights are low and low + 1
-  const Multiply multiply[2] = {multiply_of(x.digits, low), multiply_of(x.digits, tiles.count * low < x.rows ? low + 1 : low)};
-  const int64_t chunk = ceil_div(LEAST_CHUNK_TILES, segments.tiles_each);  // segments
-  std::memset(sums, 0, x.rows * COLUMNS * sizeof(float));
-  for (int64_t s0 = 0; s0 < segments.count; s0 += chunk) {
-    const int64_t s1 = std::min(s0 + chunk, segments.count), t0 = segments.begin(s0), t1 = segments.end(s1 - 1);
-    const Decoded decoded = decode_chunk<BITS>(w, pair, segments.tiles, t0, t1, workspace);
-    const int64_t steps = tiles.count * (s1 - s0);
-    const int64_t lines_each = ceil_div((t1 - t0) * BITS, steps);
-    Fetch fetch{w, pair, end_block, (t1 + CHUNKS_AHEAD * (t1 - t0)) * BITS, segments.tiles * BITS};
-    for (int64_t s = s0; s < s1; ++s) {
-      const int64_t t = segments.begin(s), group = segments.group(s);
-      const Segment segment{s, (segments.end(s) - t) * QUADS,
-                            {pair.block[0] * segments.groups() + group, pair.block[1] * segments.groups() + group}};
-      const Decoded here{{decoded.codes[0] + (t - t0) * TILE_CODES, decoded.codes[1] + (t - t0) * TILE_CODES}};
-      for (int64_t i = 0; i < tiles.count; ++i) {
-        const int64_t row = tiles.begin(i), height = tiles.begin(i + 1) - row, width = height * x.digits;
-        fetch.lines(lines_each);
-        multiply[height - low](w, segment, here, x.lanes + row * x.row_lanes + t * QUADS * width,
-                               x.starts + (row * segments.count + s * height) * x.digits,
-                               x.scales + row * x.scales_each() + s * height, sums + row * COLUMNS);
-      }
-    }
-  }
-}
-
-template <int DIGITS>
-TORCHCOINFER_AVX512 void store_pair(const float* sums, const DigitRows& x, const Pair& pair, const Output& out) {
-  const int64_t count = pair.block[1] > pair.block[0] ? BLOCKS : 1;
-  for (int64_t m = 0; m < x.rows; ++m)
-    for (int64_t b = 0; b < count; ++b)
-      store_scaled<DIGITS>(sums + m * COLUMNS + b * BLOCK_N, x, m, out, m, pair.block[b]);
-}
-
-template <int BITS>
 void gemm_bits(const QuantMatrix& w, const DigitRows& x, const Output& out, int64_t begin, int64_t end) {
-  const Buffer<uint8_t> workspace(BLOCKS * MOST_CHUNK_TILES * TILE_CODES);
-  const Buffer<float> sums(x.rows * COLUMNS);
-  for (int64_t block = begin; block < end; block += BLOCKS) {
-    const Pair pair{{block, std::min(block + 1, end - 1)}};
-    gemm_pair<BITS>(w, x, pair, end, workspace.get(), sums.get());
-    (x.digits == 1 ? store_pair<1> : store_pair<2>)(sums.get(), x, pair, out);
-  }
+  const Gemm<BITS> gemm(w, x, out, end);
+  for (int64_t block = begin; block < end; block += BLOCKS) gemm.pair({{block, std::min(block + 1, end - 1)}});
+  _mm_sfence();  // what was streamed is seen by threads that wait for this one
 }
 
 }  // namespace

@@ -19,15 +19,18 @@ TORCHCOINFER_AVX512_INLINE __m256i to_bfloat16(__m512 values) {
   return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_mask_mov_epi32(rounded, nan, quiet), 16));
 }
 
+// Values in a dtype of 16 bits.
+TORCHCOINFER_AVX512_INLINE __m256i to_halves(__m512 values, Dtype dtype) {
+  return dtype == Dtype::float16 ? _mm512_cvtps_ph(values, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
+                                 : to_bfloat16(values);
+}
+
 // Up to 16 neighboring elements of y from index `place` on.
 TORCHCOINFER_AVX512_INLINE void store_lanes(__m512 values, const Output& out, int64_t place, __mmask16 mask) {
   if (out.dtype == Dtype::float32) {
     _mm512_mask_storeu_ps(static_cast<float*>(out.y) + place, mask, values);
   } else {
-    const __m256i halves = out.dtype == Dtype::float16
-                               ? _mm512_cvtps_ph(values, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
-                               : to_bfloat16(values);
-    _mm256_mask_storeu_epi16(static_cast<uint16_t*>(out.y) + place, mask, halves);
+    _mm256_mask_storeu_epi16(static_cast<uint16_t*>(out.y) + place, mask, to_halves(values, out.dtype));
   }
 }
 
@@ -43,6 +46,34 @@ TORCHCOINFER_AVX512_INLINE void store_sums(__m512 sums, const Output& out, int64
   const __mmask16 mask = columns >= BLOCK_N ? 0xffff : static_cast<__mmask16>((1 << columns) - 1);
   if (out.bias) sums = _mm512_add_ps(sums, _mm512_maskz_loadu_ps(mask, out.bias + n));
   store_lanes(sums, out, row * out.row_stride + n, mask);
+}
+
+// Whether two n-blocks, `block` and the next, are whole lines of y where it `streams`.
+inline bool is_whole_pair(const Output& out, int64_t block) {
+  return block % 2 == 0 && block * BLOCK_N >= out.first && (block + 2) * BLOCK_N <= out.last;
+}
+// Whether rows of y are lines of memory, and at least `least_bytes` in all.
+inline bool streams(const Output& out, int64_t elements, int64_t least_bytes) {
+  const int64_t bytes = dtype_bytes(out.dtype);
+  return out.column_stride == 1 && elements * bytes >= least_bytes && out.row_stride * bytes % VECTOR_BYTES == 0 &&
+         reinterpret_cast<uintptr_t>(out.y) % VECTOR_BYTES == 0;
+}
+// Stores sums of a row of two n-blocks, `block` and the next, past the caches; a fence must follow.
+TORCHCOINFER_AVX512_INLINE void stream_pair(__m512 left, __m512 right, const Output& out, int64_t row, int64_t block) {
+  const int64_t n = block * BLOCK_N, place = row * out.row_stride + n;
+  if (out.bias) {
+    left = _mm512_add_ps(left, _mm512_loadu_ps(out.bias + n));
+    right = _mm512_add_ps(right, _mm512_loadu_ps(out.bias + n + BLOCK_N));
+  }
+  if (out.dtype == Dtype::float32) {
+    float* y = static_cast<float*>(out.y) + place;
+    _mm512_stream_ps(y, left);
+    _mm512_stream_ps(y + BLOCK_N, right);
+  } else {
+    const __m512i low = _mm512_castsi256_si512(to_halves(left, out.dtype));
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(static_cast<uint16_t*>(out.y) + place),
+                        _mm512_inserti64x4(low, to_halves(right, out.dtype), 1));
+  }
 }
 
 }  // namespace torchcoinfer::avx512

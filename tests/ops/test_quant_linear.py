@@ -134,6 +134,18 @@ def test_all_scale_and_bias_dtypes(isa):
             assert torch.allclose(ours, reference, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_outputs_beyond_the_caches(isa, dtype):
+    """Large outputs may be stored another way: the same bits as rows asked for a few at a time."""
+    K = 32
+    for M, N in ((1024, 1600), (1024, 1608), (1024, 1599)):  # rows of y that are whole lines of memory, and not
+        buffers = quantized(N, K, 4, 32, False)
+        x, bias = torch.randn(M, K).to(dtype), torch.randn(N)
+        y = ops.quant_linear(x, *buffers, bias, 4, 32, N, 8)
+        parts = [ops.quant_linear(part, *buffers, bias, 4, 32, N, 8) for part in x.split(128)]
+        assert torch.equal(y, torch.cat(parts)), (M, N)
+
+
 @pytest.mark.parametrize("activation_bits", [0, 8])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_many_rows_and_blocks(isa, dtype, activation_bits):
