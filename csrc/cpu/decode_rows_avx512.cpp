@@ -40,26 +40,50 @@ TORCHCOINFER_AVX512_INLINE void turn_quads(const __m512i (&quads)[8], __m512i (&
   }
 }
 
-// 32 codes to bfloat16 values.
-TORCHCOINFER_AVX512_INLINE __m512i to_values(__m256i codes, float scale, float offset) {
-  const __m512 scales = _mm512_set1_ps(scale), offsets = _mm512_set1_ps(offset);
-  const __m512 low = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm256_castsi256_si128(codes)));
-  const __m512 high = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm256_extracti128_si256(codes, 1)));
-  return (__m512i)_mm512_cvtne2ps_pbh(_mm512_mul_ps(_mm512_sub_ps(high, offsets), scales),
-                                      _mm512_mul_ps(_mm512_sub_ps(low, offsets), scales));
+TORCHCOINFER_AVX512_INLINE __m512i to_values(__m512 low, __m512 high, __m512 scale, __m512 offset) {
+  return (__m512i)_mm512_cvtne2ps_pbh(_mm512_mul_ps(_mm512_sub_ps(high, offset), scale),
+                                      _mm512_mul_ps(_mm512_sub_ps(low, offset), scale));
 }
+
+// What the codes of one row and group stand for, in bfloat16: up to 6 bits a table, else arithmetic.
+template <int BITS>
+struct RowValues {
+  static constexpr int TABLES = BITS <= 5 ? 1 : BITS == 6 ? 2 : 0;  // of 32 values
+  __m512i tables[TABLES ? TABLES : 1];
+  __m512 scale, offset;
+
+  TORCHCOINFER_AVX512 __attribute__((always_inline)) void set(float row_scale, float row_offset) {
+    scale = _mm512_set1_ps(row_scale), offset = _mm512_set1_ps(row_offset);
+    const __m512 codes = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m512 next = _mm512_set1_ps(16);
+    if constexpr (TABLES > 0) tables[0] = to_values(codes, _mm512_add_ps(codes, next), scale, offset);
+    if constexpr (TABLES > 1) {
+      const __m512 upper = _mm512_add_ps(codes, _mm512_set1_ps(32));
+      tables[1] = to_values(upper, _mm512_add_ps(upper, next), scale, offset);
+    }
+  }
+  TORCHCOINFER_AVX512 __attribute__((always_inline)) __m512i of(__m256i codes) const {
+    const __m512i index = _mm512_cvtepu8_epi16(codes);
+    if constexpr (TABLES == 1) return _mm512_permutexvar_epi16(index, tables[0]);
+    if constexpr (TABLES == 2) return _mm512_permutex2var_epi16(tables[0], index, tables[1]);
+    return to_values(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm256_castsi256_si128(codes))),
+                     _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm256_extracti128_si256(codes, 1))), scale, offset);
+  }
+};
 
 template <int BITS>
 TORCHCOINFER_AVX512 void decode_block(const QuantMatrix& w, int64_t block, int64_t rows, uint16_t* out) {
   const int64_t tiles = ceil_div(w.K, TILE_K), group_tiles = w.group_size ? w.group_size / TILE_K : tiles;
   const int64_t groups = group_count(w.K, w.group_size);
   const uint8_t* tile = w.packed + block * tiles * tile_bytes(BITS);
-  alignas(64) float scales[BLOCK_N], offsets[BLOCK_N];
+  RowValues<BITS> values[BLOCK_N];
   for (int64_t t = 0; t < tiles; ++t, tile += tile_bytes(BITS)) {
     if (t % group_tiles == 0) {
       const int64_t place = block * groups + t / group_tiles;
+      alignas(64) float scales[BLOCK_N], offsets[BLOCK_N];
       _mm512_store_ps(scales, load_scales(w, place));
       _mm512_store_ps(offsets, _mm512_cvtepi32_ps(load_zeros(w, place)));
+      for (int n = 0; n < BLOCK_N; ++n) values[n].set(scales[n], offsets[n]);
     }
     __m512i quads[8], turned[8];
     decode_quads<BITS>(tile, quads);
@@ -68,11 +92,10 @@ TORCHCOINFER_AVX512 void decode_block(const QuantMatrix& w, int64_t block, int64
     const __mmask32 mask = left >= TILE_K ? 0xffffffffu : (1u << left) - 1;
 #pragma GCC unroll 8
     for (int i = 0; i < 8; ++i) {
-      uint16_t* low = out + i * w.K + t * TILE_K;
-      if (i < rows) _mm512_mask_storeu_epi16(low, mask, to_values(_mm512_castsi512_si256(turned[i]), scales[i], offsets[i]));
+      uint16_t* row = out + i * w.K + t * TILE_K;
+      if (i < rows) _mm512_mask_storeu_epi16(row, mask, values[i].of(_mm512_castsi512_si256(turned[i])));
       if (i + 8 < rows)
-        _mm512_mask_storeu_epi16(low + 8 * w.K, mask,
-                                 to_values(_mm512_extracti64x4_epi64(turned[i], 1), scales[i + 8], offsets[i + 8]));
+        _mm512_mask_storeu_epi16(row + 8 * w.K, mask, values[i + 8].of(_mm512_extracti64x4_epi64(turned[i], 1)));
     }
   }
 }
