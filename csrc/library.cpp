@@ -16,11 +16,12 @@ STABLE_TORCH_LIBRARY(torchcoinfer, m) {
       "ScalarType dtype) -> Tensor");
   m.def(
       "quant_linear(Tensor x, Tensor packed, Tensor scales, Tensor? zeros, Tensor? bias, int bits, int group_size, "
-      "int out_features, int activation_bits=0, int layout=0) -> Tensor");
+      "int out_features, int activation_bits=0, int layout=0, Tensor? x_scales=None, str activation='none') -> "
+      "Tensor");
   m.def(
       "quant_conv2d(Tensor x, Tensor packed, Tensor scales, Tensor? zeros, Tensor? bias, int bits, int group_size, "
       "int out_channels, int[2] kernel_size, int[2] stride, int[2] padding, int[2] dilation, int groups, "
-      "int activation_bits=0, int layout=0) -> Tensor");
+      "int activation_bits=0, int layout=0, str activation='none') -> Tensor");
   m.def(
       "quant_embedding(Tensor indices, Tensor packed, Tensor scales, Tensor? zeros, int bits, int group_size, "
       "int num_embeddings, int embedding_dim, ScalarType dtype) -> Tensor");
@@ -30,14 +31,15 @@ STABLE_TORCH_LIBRARY(torchcoinfer, m) {
   m.def("sparse24_unpack(Tensor index, Tensor values, int bits, int N, int K) -> (Tensor dense, Tensor mask)");
   m.def(
       "sparse24_linear(Tensor x, Tensor index, Tensor values, Tensor? scales, Tensor? zeros, Tensor? bias, int bits, "
-      "int group_size, int out_features, int activation_bits=0, int layout=0) -> Tensor");
+      "int group_size, int out_features, int activation_bits=0, int layout=0, str activation='none') -> Tensor");
   m.def("bitmap_pack(Tensor values, Tensor mask, int bits) -> (Tensor mask, Tensor offsets, Tensor values)");
   m.def(
       "bitmap_unpack(Tensor mask, Tensor offsets, Tensor values, int bits, int N, int K) -> "
       "(Tensor dense, Tensor mask)");
   m.def(
       "bitmap_linear(Tensor x, Tensor mask, Tensor offsets, Tensor values, Tensor? scales, Tensor? zeros, "
-      "Tensor? bias, int bits, int group_size, int out_features, int activation_bits=0, int layout=0) -> Tensor");
+      "Tensor? bias, int bits, int group_size, int out_features, int activation_bits=0, int layout=0, "
+      "str activation='none') -> Tensor");
 
   // In place: canonical order <-> device order (layout_device.h); kind: "codes", "survivors" (bits 0: floats) or "index"
   m.def("reorder_(Tensor(a!) buffer, str kind, int bits, bool to_device) -> ()");

@@ -159,8 +159,8 @@ TORCHCOINFER_AVX512_INLINE void put_segment(const SourceRows& x, int64_t row, in
 template <Dtype DTYPE>
 TORCHCOINFER_AVX512 void put_codes(const SourceRows& x, int64_t row, const Segments& segments, const RowTarget& out) {
   const Extent all = extent<DTYPE>(x, row, 0, x.K);
-  const float inverse = all.largest > 0 ? CODE_TOP / all.largest : 0.f;
-  *out.scales = all.largest / CODE_TOP + all.poison;
+  const float inverse = x.in_codes ? 1.f : all.largest > 0 ? CODE_TOP / all.largest : 0.f;
+  *out.scales = (x.in_codes ? 1.f : all.largest / CODE_TOP) + all.poison;
   for (int64_t s = 0; s < segments.count; ++s)
     put_segment<DTYPE, 1>(x, row, segments.begin(s) * TILE_K, segments.end(s) * TILE_K, inverse, out, s);
 }

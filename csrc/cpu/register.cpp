@@ -1,5 +1,6 @@
 // Dense format: tensors to pointers, checks, threads, registration.
 
+#include <algorithm>
 #include <atomic>
 
 #include "cpu/decoded_linear.h"
@@ -8,12 +9,14 @@
 #include "cpu/quant_conv2d.h"
 #include "cpu/quant_embedding.h"
 #include "cpu/tensor.h"
+#include "epilogue.h"
 
 namespace torchcoinfer {
 namespace {
 
 constexpr int64_t BLOCK_GRAIN = 1;       // n-blocks a thread takes at least
 constexpr int64_t EMBEDDING_GRAIN = 64;  // rows a thread decodes at least
+constexpr int64_t ELEMENT_GRAIN = 1 << 15;  // elements of x that are worth a thread
 
 Tensor pack_codes_op(Tensor codes, int64_t bits) {
   const Checker checks{"pack_codes"};
@@ -123,10 +126,28 @@ void check_variant(const Checker& checks, int64_t activation_bits, int64_t layou
   checks.layout(layout);
 }
 
+// x [rows, K] in units of the codes of its static scales [K]; empty where there are none.
+Tensor static_rows(const Checker& checks, const Tensor& x, Dtype dtype, const std::optional<Tensor>& scales,
+                   int64_t activation_bits) {
+  if (!scales.has_value()) return empty_cpu({0}, ScalarType::Float);
+  const int64_t K = x.size(-1), rows = K ? x.numel() / K : 0;
+  check(activation_bits == 8, checks.op, "x_scales", "activation_bits 8 beside it", activation_bits);
+  checks.dtype("x_scales", *scales, ScalarType::Float);
+  checks.shape("x_scales", *scales, {K});
+  checks.contiguous("x_scales", *scales);
+  Tensor out = empty_cpu({rows, K}, ScalarType::Float);
+  const SourceRows source{x.const_data_ptr(), dtype, K, K};
+  torch::stable::parallel_for(0, rows, ceil_div(ELEMENT_GRAIN, std::max<int64_t>(K, 1)), [&](int64_t begin, int64_t end) {
+    scale_columns(source, data<float>(*scales), begin, end, mutable_data<float>(out));
+  });
+  return out;
+}
+
 Tensor quant_linear_op(Tensor x, Tensor packed, Tensor scales, std::optional<Tensor> zeros, std::optional<Tensor> bias,
                        int64_t bits, int64_t group_size, int64_t out_features, int64_t activation_bits,
-                       int64_t layout) {
+                       int64_t layout, std::optional<Tensor> x_scales, std::string activation) {
   const Checker checks{"quant_linear"};
+  check_activation(checks.op, activation);
   check(x.dim() >= 1, checks.op, "x", "at least 1 dimension [..., K]", shape_text(x));
   check_variant(checks, activation_bits, layout);
   const Dtype dtype = checks.floating("x", x);
@@ -134,6 +155,7 @@ Tensor quant_linear_op(Tensor x, Tensor packed, Tensor scales, std::optional<Ten
   const QuantMatrix matrix = quant_matrix(checks, packed, scales, zeros, bits, group_size, N, K);
   const std::vector<float> bias_values = checks.bias(bias, N);
   x = torch::stable::contiguous(x);
+  const Tensor in_codes = static_rows(checks, x, dtype, x_scales, activation_bits);
   int64_t rows = 1;
   std::vector<int64_t> size;
   for (int64_t i = 0; i + 1 < x.dim(); ++i) {
@@ -142,17 +164,20 @@ Tensor quant_linear_op(Tensor x, Tensor packed, Tensor scales, std::optional<Ten
   }
 #if TORCHCOINFER_X86
   if (is_decoded(active_isa(), dtype, rows, activation_bits, false, N, K))
-    return *decoded_linear(x, N, bias, [&](int64_t begin, int64_t end, uint16_t* of_rows) {
-      decode_rows(matrix, begin, end, of_rows);
-      return true;
-    });
+    return activated(*decoded_linear(x, N, bias,
+                                     [&](int64_t begin, int64_t end, uint16_t* of_rows) {
+                                       decode_rows(matrix, begin, end, of_rows);
+                                       return true;
+                                     }),
+                     activation);
 #endif
   size.push_back(N);
   Tensor y = empty_cpu(size, x.scalar_type());
   const Output out{y.mutable_data_ptr(), dtype, N, 1, 0, N, bias_values.empty() ? nullptr : bias_values.data()};
-  run_linear({matrix, {x.const_data_ptr(), dtype, K, K}, rows, static_cast<int>(activation_bits), out, active_isa()},
-             on_torch_threads);
-  return y;
+  const SourceRows source = x_scales.has_value() ? SourceRows{in_codes.const_data_ptr(), Dtype::float32, K, K, true}
+                                                 : SourceRows{x.const_data_ptr(), dtype, K, K};
+  run_linear({matrix, source, rows, static_cast<int>(activation_bits), out, active_isa()}, on_torch_threads);
+  return activated(y, activation);
 }
 
 int64_t out_size(int64_t size, int64_t kernel, int64_t stride, int64_t padding, int64_t dilation) {
@@ -192,8 +217,9 @@ ConvShape conv_shape(const Checker& checks, const Tensor& x, int64_t out_channel
 Tensor quant_conv2d_op(Tensor x, Tensor packed, Tensor scales, std::optional<Tensor> zeros, std::optional<Tensor> bias,
                        int64_t bits, int64_t group_size, int64_t out_channels, std::vector<int64_t> kernel_size,
                        std::vector<int64_t> stride, std::vector<int64_t> padding, std::vector<int64_t> dilation,
-                       int64_t groups, int64_t activation_bits, int64_t layout) {
+                       int64_t groups, int64_t activation_bits, int64_t layout, std::string activation) {
   const Checker checks{"quant_conv2d"};
+  check_activation(checks.op, activation);
   check_variant(checks, activation_bits, layout);
   const Dtype dtype = checks.floating("x", x);
   const ConvShape shape = conv_shape(checks, x, out_channels, kernel_size, stride, padding, dilation, groups);
@@ -211,7 +237,7 @@ Tensor quant_conv2d_op(Tensor x, Tensor packed, Tensor scales, std::optional<Ten
               bias_values.empty() ? nullptr : bias_values.data(),
               active_isa()},
              on_torch_threads);
-  return y;
+  return activated(y, activation);
 }
 
 template <typename Index>

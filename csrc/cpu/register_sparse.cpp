@@ -7,6 +7,7 @@
 #include "cpu/isa.h"
 #include "cpu/sparse.h"
 #include "cpu/tensor.h"
+#include "epilogue.h"
 
 namespace torchcoinfer {
 namespace {
@@ -241,20 +242,22 @@ int64_t columns_of(const Checker& checks, const Tensor& x) {
 
 Tensor sparse24_linear_op(Tensor x, Tensor index, Tensor values, std::optional<Tensor> scales,
                           std::optional<Tensor> zeros, std::optional<Tensor> bias, int64_t bits, int64_t group_size,
-                          int64_t out_features, int64_t activation_bits, int64_t layout) {
+                          int64_t out_features, int64_t activation_bits, int64_t layout, std::string activation) {
   const Checker checks{"sparse24_linear"};
+  check_activation(checks.op, activation);
   SparseMatrix weight = sparse24_matrix(checks, index, values, bits, out_features, columns_of(checks, x));
   add_scales(checks, scales, zeros, group_size, &weight);
-  return linear(checks, x, weight, bias, activation_bits, layout);
+  return activated(linear(checks, x, weight, bias, activation_bits, layout), activation);
 }
 
 Tensor bitmap_linear_op(Tensor x, Tensor mask, Tensor offsets, Tensor values, std::optional<Tensor> scales,
                         std::optional<Tensor> zeros, std::optional<Tensor> bias, int64_t bits, int64_t group_size,
-                        int64_t out_features, int64_t activation_bits, int64_t layout) {
+                        int64_t out_features, int64_t activation_bits, int64_t layout, std::string activation) {
   const Checker checks{"bitmap_linear"};
+  check_activation(checks.op, activation);
   SparseMatrix weight = bitmap_matrix(checks, mask, offsets, values, bits, out_features, columns_of(checks, x));
   add_scales(checks, scales, zeros, group_size, &weight);
-  return linear(checks, x, weight, bias, activation_bits, layout);
+  return activated(linear(checks, x, weight, bias, activation_bits, layout), activation);
 }
 
 }  // namespace

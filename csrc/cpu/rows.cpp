@@ -64,7 +64,7 @@ TORCHCOINFER_INLINE void codes_body(const SourceRows& x, const Segments& segment
         poison[j] += row[k + j] * 0.f;  // NaN where a value is NaN or infinite: so is then the whole row's result
       }
     const float largest = *std::max_element(lanes, lanes + LANES);
-    const float inverse = largest > 0 ? CODE_TOP / largest : 0.f;
+    const float inverse = x.in_codes ? 1.f : largest > 0 ? CODE_TOP / largest : 0.f;
     int8_t* codes = values + m * padded;
     // a loop of its own: fused into the rounding, a multiply-add would round ties otherwise than the other paths
     for (int64_t k = 0; k < padded; ++k) row[k] *= inverse;
@@ -73,7 +73,7 @@ TORCHCOINFER_INLINE void codes_body(const SourceRows& x, const Segments& segment
       const float low = rounded > -CODE_TOP ? rounded : -CODE_TOP;
       codes[k] = static_cast<int8_t>(static_cast<int32_t>(low > CODE_TOP ? CODE_TOP : low));
     }
-    scales[m] = largest / CODE_TOP;
+    scales[m] = x.in_codes ? 1.f : largest / CODE_TOP;
     for (int j = 0; j < LANES; ++j) scales[m] += poison[j];
     segment_sums(codes, segments, sums + m * segments.count);
   }
@@ -109,6 +109,17 @@ Function* pick(Isa isa, Function* scalar, Function* avx2, Function* avx512) {
 void float_rows(const SourceRows& x, const Segments& segments, Isa isa, int64_t begin, int64_t end, float* values,
                 float* sums) {
   pick(isa, floats_scalar, floats_avx2, floats_avx512)(x, segments, begin, end, values, sums);
+}
+
+void scale_columns(const SourceRows& x, const float* scales, int64_t begin, int64_t end, float* out) {
+  for (int64_t m = begin; m < end; ++m) {
+    float* row = out + m * x.K;
+    convert(x, m, x.K, row);
+    for (int64_t k = 0; k < x.K; ++k) {
+      const float code = row[k] / scales[k], low = code < -CODE_TOP ? -CODE_TOP : code;  // NaN stays
+      row[k] = low > CODE_TOP ? CODE_TOP : low;
+    }
+  }
 }
 
 void code_rows(const SourceRows& x, const Segments& segments, Isa isa, int64_t begin, int64_t end, int8_t* values,

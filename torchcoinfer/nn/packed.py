@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torchcoinfer import ops
 from torchcoinfer.nn import layouts
 from torchcoinfer.nn.checks import check_codes, check_config, check_groups, check_weight
+from torchcoinfer.ops.epilogue import check_activation
 from torchcoinfer.ops.pack import BLOCK_N, TILE_K, ceil_div, group_count
 from torchcoinfer.ops.reorder import CANONICAL_LAYOUT
 
-STORAGE = ("packed", "scales", "zeros", "index", "mask", "offsets", "values")
+STORAGE = ("packed", "scales", "zeros", "index", "mask", "offsets", "values", "x_scales")
 
 
 class PackedModule(nn.Module):
@@ -40,11 +41,25 @@ class PackedModule(nn.Module):
         self.activation_bits = activation_bits or 0  # 0: weight-only
         self.layout = CANONICAL_LAYOUT
         self.sparsity_format = sparsity_format
+        self.activation = "none"
+
+    def with_activation(self, activation: str) -> PackedModule:
+        """This module, whose outputs go through an activation function in the same call.
+
+        Args:
+            activation: "none", "relu", "gelu", "gelu_tanh" or "silu".
+
+        Raises:
+            ArgumentError: another name.
+        """
+        check_activation(type(self).__name__, activation)
+        self.activation = activation
+        return self
 
     @property
     def packed_bytes(self) -> int:
-        """Bytes of the weight: codes or values, scales, zero points, indices, masks, offsets; not the
-        bias.
+        """Bytes of the weight: codes or values, scales, zero points, indices, masks, offsets, and static
+        scales of x; not the bias.
         """
         return sum(
             t.numel() * t.element_size() for n, t in self._buffers.items() if n in STORAGE and t is not None
@@ -54,6 +69,7 @@ class PackedModule(nn.Module):
         return (
             f"bits={self.bits}, group_size={self.group_size}, symmetric={self.zeros is None}, "
             f"activation_bits={self.activation_bits or None}, sparsity_format={self.sparsity_format!r}"
+            + ("" if self.activation == "none" else f", activation={self.activation!r}")
         )
 
     def _finish(self, bias: Tensor | None) -> None:

@@ -157,6 +157,7 @@ class QuantConv2d(DenseCodes):
             self.groups,
             self.activation_bits,
             self.layout,
+            self.activation,
         )
         return y.squeeze(0) if single else y
 

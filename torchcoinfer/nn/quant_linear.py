@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from torchcoinfer.errors import ArgumentError
 from torchcoinfer.nn.checks import bias_buffer, check_config, check_matrix
 from torchcoinfer.nn.packed import DenseCodes
 
@@ -17,7 +18,8 @@ class QuantLinear(DenseCodes):
     come from ``from_float`` or ``from_quantized``.
 
     Buffers: ``packed`` uint8 [ceil(N/16), ceil(K/32), 64 * bits], ``scales`` [ceil(N/16), G, 16], ``zeros``
-    uint8 of the same shape or None (symmetric: the zero point is ``2**(bits - 1)``), ``bias`` [N] or None.
+    uint8 of the same shape or None (symmetric: the zero point is ``2**(bits - 1)``), ``bias`` [N] or None,
+    ``x_scales`` float32 [K] or None (x is rounded per token, on the fly).
 
     Args:
         in_features, out_features: K and N.
@@ -25,6 +27,7 @@ class QuantLinear(DenseCodes):
         bits: 2, 3, 4, 5, 6 or 8 bits a weight.
         group_size: 32, 64, 128, or 0 for the whole row.
         activation_bits: None for weight-only; 8 quantizes x per token on the fly.
+        static_scales: with activation_bits 8: x is quantized by one stored scale a column instead.
         symmetric: no stored zero points.
         scale_dtype: float16, bfloat16 or float32.
         dtype: of the bias.
@@ -43,6 +46,7 @@ class QuantLinear(DenseCodes):
         bits: int = 4,
         group_size: int = 128,
         activation_bits: int | None = None,
+        static_scales: bool = False,
         symmetric: bool = False,
         scale_dtype: torch.dtype = torch.float16,
         dtype: torch.dtype = torch.float32,
@@ -59,6 +63,8 @@ class QuantLinear(DenseCodes):
             device=device,
         )
         self.in_features, self.out_features = in_features, out_features
+        ones = torch.ones(in_features, device=device) if static_scales else None
+        self.register_buffer("x_scales", self._checked_scales(ones))
         self._finish(torch.zeros(out_features, dtype=dtype, device=device) if bias else None)
 
     @classmethod
@@ -70,14 +76,22 @@ class QuantLinear(DenseCodes):
         activation_bits: int | None = None,
         symmetric: bool = False,
         scale_dtype: torch.dtype = torch.float16,
+        x_scales: Tensor | None = None,
     ) -> QuantLinear:
         """Rounds to nearest on a minimum-maximum (symmetric: absolute maximum) grid per group.
 
+        Args:
+            x_scales: float [K], with activation_bits 8: the static int8 scale of every column of x, known
+                from calibration (largest |x[..., k]| / 127); folded into the weight before it is rounded.
+
         Raises:
-            ArgumentError: unknown bits, group size or dtype; NaN or Inf in the weight.
+            ArgumentError: unknown bits, group size or dtype; NaN or Inf in the weight; scales that are not
+                positive.
         """
         module = cls._hollow(linear.weight.shape, bits, group_size, activation_bits, symmetric)
-        module._quantize(linear.weight, scale_dtype)
+        module.x_scales = module._checked_scales(x_scales)
+        weight = linear.weight.detach()
+        module._quantize(weight if x_scales is None else weight.float() * module.x_scales, scale_dtype)
         module._finish(bias_buffer("QuantLinear", linear.bias, linear.out_features))
         return module
 
@@ -92,6 +106,7 @@ class QuantLinear(DenseCodes):
         bits: int,
         group_size: int,
         activation_bits: int | None = None,
+        x_scales: Tensor | None = None,
     ) -> QuantLinear:
         """Packs codes that an algorithm has chosen.
 
@@ -100,6 +115,7 @@ class QuantLinear(DenseCodes):
             scales: [N, G], G = ceil(K / group_size), or 1 for group_size 0.
             zeros: uint8 [N, G], or None for the symmetric zero point ``2**(bits - 1)``.
             bias: [N] or None.
+            x_scales: as in ``from_float``; the codes stand for a weight with these scales folded in.
 
         Raises:
             ArgumentError: shapes, dtypes or values that disagree with the above.
@@ -107,6 +123,7 @@ class QuantLinear(DenseCodes):
         module = cls._hollow(
             check_matrix("QuantLinear", codes), bits, group_size, activation_bits, zeros is None
         )
+        module.x_scales = module._checked_scales(x_scales)
         module._pack(codes, scales, zeros)
         module._finish(bias_buffer("QuantLinear", bias, module.out_features))
         return module
@@ -128,6 +145,30 @@ class QuantLinear(DenseCodes):
             device="meta",
         )
 
+    def _checked_scales(self, x_scales: Tensor | None) -> Tensor | None:
+        """Static scales of x, float32 [K]; raises ArgumentError where they cannot be such."""
+        if x_scales is None:
+            return None
+        if self.activation_bits != 8:
+            raise ArgumentError(
+                "QuantLinear: x_scales",
+                got=f"activation_bits {self.activation_bits or None}",
+                expected="activation_bits 8",
+                remedy="pass activation_bits=8, or leave x_scales out",
+            )
+        if tuple(x_scales.shape) != (self.in_features,):
+            got = tuple(x_scales.shape)
+            raise ArgumentError("QuantLinear: x_scales", got=got, expected=f"({self.in_features},)")
+        scales = x_scales.detach().float().contiguous()
+        if scales.device.type != "meta" and not bool((torch.isfinite(scales) & (scales > 0)).all()):
+            raise ArgumentError(
+                "QuantLinear: x_scales",
+                got=f"{float(scales.min()):g} .. {float(scales.max()):g}",
+                expected="positive, finite scales",
+                remedy="give columns that are always zero any positive scale",
+            )
+        return scales
+
     def forward(self, x: Tensor) -> Tensor:
         return torch.ops.torchcoinfer.quant_linear(
             x,
@@ -140,11 +181,14 @@ class QuantLinear(DenseCodes):
             self.out_features,
             self.activation_bits,
             self.layout,
+            self.x_scales,
+            self.activation,
         )
 
     def dequantize_weight(self) -> Tensor:
-        """The weight that the layer computes with: [N, K] float32."""
-        return self._dequantized(torch.float32)
+        """The weight that the layer computes with, static scales of x taken out: [N, K] float32."""
+        weight = self._dequantized(torch.float32)
+        return weight if self.x_scales is None else weight / self.x_scales
 
     def extra_repr(self) -> str:
         return (

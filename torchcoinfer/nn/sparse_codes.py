@@ -112,6 +112,7 @@ class SparsePacked(PackedModule):
                 self.out_features,
                 self.activation_bits,
                 self.layout,
+                self.activation,
             )
         return torch.ops.torchcoinfer.bitmap_linear(
             x,
@@ -126,4 +127,5 @@ class SparsePacked(PackedModule):
             self.out_features,
             self.activation_bits,
             self.layout,
+            self.activation,
         )

@@ -124,4 +124,5 @@ class SparseLinear(SparsePacked):
             f"in_features={self.in_features}, out_features={self.out_features}, "
             f"bias={self.bias is not None}, "
             f"values_dtype={self.values.dtype}, sparsity_format={self.sparsity_format!r}"
+            + ("" if self.activation == "none" else f", activation={self.activation!r}")
         )

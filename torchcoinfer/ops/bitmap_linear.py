@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from torchcoinfer.ops.bitmap import bitmap_unpack_reference
+from torchcoinfer.ops.epilogue import activated
 from torchcoinfer.ops.library import implement
 from torchcoinfer.ops.survivors import survivor_linear
 
@@ -23,6 +24,7 @@ def bitmap_linear(
     out_features: int,
     activation_bits: int = 0,
     layout: int = 0,
+    activation: str = "none",
 ) -> Tensor:
     """y = x W^T + bias, W [N, K] in the bitmap format; sums in float32, or int32 a group (int8 activations).
 
@@ -35,6 +37,7 @@ def bitmap_linear(
         group_size: 0 for float survivors.
         activation_bits: 0 = weight-only; 8 (codes alone) = each row of x is quantized to int8.
         layout: 0, the canonical packed order.
+        activation: as for ``quant_linear``.
 
     Returns:
         [..., N] in the dtype of x.
@@ -43,7 +46,19 @@ def bitmap_linear(
         RuntimeError, ArgumentError: shapes, dtypes or format disagree; the message names op and argument.
     """
     return torch.ops.torchcoinfer.bitmap_linear(
-        x, mask, offsets, values, scales, zeros, bias, bits, group_size, out_features, activation_bits, layout
+        x,
+        mask,
+        offsets,
+        values,
+        scales,
+        zeros,
+        bias,
+        bits,
+        group_size,
+        out_features,
+        activation_bits,
+        layout,
+        activation,
     )
 
 
@@ -60,10 +75,12 @@ def bitmap_linear_reference(
     out_features: int,
     activation_bits: int = 0,
     layout: int = 0,
+    activation: str = "none",
 ) -> Tensor:
     stored = bitmap_unpack_reference(mask, offsets, values, bits, out_features, x.shape[-1])
     variant = (bits, group_size, activation_bits, layout)
-    return survivor_linear("bitmap_linear", x, stored, scales, zeros, bias, variant)
+    y = survivor_linear("bitmap_linear", x, stored, scales, zeros, bias, variant)
+    return activated("bitmap_linear", y, activation)
 
 
 def _linear_fake(
@@ -79,6 +96,7 @@ def _linear_fake(
     out_features: int,
     activation_bits: int = 0,
     layout: int = 0,
+    activation: str = "none",
 ) -> Tensor:
     return x.new_empty(*x.shape[:-1], out_features)
 

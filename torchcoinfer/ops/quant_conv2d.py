@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from torchcoinfer.ops.epilogue import activated
 from torchcoinfer.ops.library import implement
 from torchcoinfer.ops.pack import check_format
 from torchcoinfer.ops.quant_linear import check_variant, quantize_rows
@@ -28,13 +29,14 @@ def quant_conv2d(
     groups: int,
     activation_bits: int = 0,
     layout: int = 0,
+    activation: str = "none",
 ) -> Tensor:
     """Convolution of x [B, C, H, W] with the packed weight seen as [O, (C / groups) * kh * kw], zero padding.
 
     Args:
         x: float32, bfloat16 or float16, any strides.
-        packed, scales, zeros, bias, activation_bits, layout: as for ``quant_linear``; with activation_bits 8
-            one patch of one convolution group is what gets its own int8 scale.
+        packed, scales, zeros, bias, activation_bits, layout, activation: as for ``quant_linear``; with
+            activation_bits 8 one patch of one convolution group is what gets its own int8 scale.
 
     Returns:
         [B, O, H', W'] in the dtype of x, contiguous.
@@ -58,6 +60,7 @@ def quant_conv2d(
         groups,
         activation_bits,
         layout,
+        activation,
     )
 
 
@@ -77,6 +80,7 @@ def quant_conv2d_reference(
     groups: int,
     activation_bits: int = 0,
     layout: int = 0,
+    activation: str = "none",
 ) -> Tensor:
     check_format("quant_conv2d", bits, group_size)
     check_variant("quant_conv2d", activation_bits, layout)
@@ -95,7 +99,8 @@ def quant_conv2d_reference(
         y = y.transpose(2, 3).reshape(
             x.shape[0], out_channels, *_output_size(x, kernel_size, stride, padding, dilation)
         )
-    return (y if bias is None else y + bias.float()[:, None, None]).to(x.dtype)
+    y = y if bias is None else y + bias.float()[:, None, None]
+    return activated("quant_conv2d", y.to(x.dtype), activation)
 
 
 def _output_size(
@@ -123,6 +128,7 @@ def _quant_conv2d_fake(
     groups: int,
     activation_bits: int = 0,
     layout: int = 0,
+    activation: str = "none",
 ) -> Tensor:
     return x.new_empty(x.shape[0], out_channels, *_output_size(x, kernel_size, stride, padding, dilation))
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from torchcoinfer.errors import ArgumentError
+from torchcoinfer.ops.epilogue import activated
 from torchcoinfer.ops.library import implement
 from torchcoinfer.ops.pack import check_format
 from torchcoinfer.ops.quantize import dequantize_codes, unpack_codes_reference
@@ -24,6 +25,8 @@ def quant_linear(
     out_features: int,
     activation_bits: int = 0,
     layout: int = 0,
+    x_scales: Tensor | None = None,
+    activation: str = "none",
 ) -> Tensor:
     """y = x W^T + bias, W [N, K] packed; sums in float32 (weight-only) or int32 a group (int8 activations).
 
@@ -36,6 +39,10 @@ def quant_linear(
         bias: [N], any of the three dtypes, or None.
         activation_bits: 0 = weight-only; 8 = each row of x is quantized to int8, scale absmax / 127.
         layout: 0, the canonical packed order.
+        x_scales: float32 [K], with activation_bits 8: column k of x is rounded to int8 with this scale, known
+            beforehand, and values beyond ±127 times it saturate; the packed weight is W with column k times
+            x_scales[k].
+        activation: "none", "relu", "gelu", "gelu_tanh" or "silu", applied to y in its dtype.
 
     Returns:
         [..., N] in the dtype of x.
@@ -44,7 +51,18 @@ def quant_linear(
         RuntimeError, ArgumentError: shapes, dtypes or format disagree; the message names op and argument.
     """
     return torch.ops.torchcoinfer.quant_linear(
-        x, packed, scales, zeros, bias, bits, group_size, out_features, activation_bits, layout
+        x,
+        packed,
+        scales,
+        zeros,
+        bias,
+        bits,
+        group_size,
+        out_features,
+        activation_bits,
+        layout,
+        x_scales,
+        activation,
     )
 
 
@@ -59,13 +77,19 @@ def quant_linear_reference(
     out_features: int,
     activation_bits: int = 0,
     layout: int = 0,
+    x_scales: Tensor | None = None,
+    activation: str = "none",
 ) -> Tensor:
     check_format("quant_linear", bits, group_size)
     check_variant("quant_linear", activation_bits, layout)
     codes = unpack_codes_reference(packed, bits, out_features, x.shape[-1])
     weight = dequantize_codes(codes, scales, zeros, bits, group_size)
-    y = rows_by_weight(x.float(), weight, activation_bits)
-    return (y if bias is None else y + bias.float()).to(x.dtype)
+    if x_scales is None:
+        y = rows_by_weight(x.float(), weight, activation_bits)
+    else:
+        check_static("quant_linear", x_scales, x.shape[-1], activation_bits)
+        y = scaled_rows(x, x_scales) @ weight.T
+    return activated("quant_linear", (y if bias is None else y + bias.float()).to(x.dtype), activation)
 
 
 def check_variant(op: str, activation_bits: int, layout: int) -> None:
@@ -75,6 +99,21 @@ def check_variant(op: str, activation_bits: int, layout: int) -> None:
         raise ArgumentError(fact, got=activation_bits, expected="0 (weight-only) or 8")
     if layout != 0:
         raise ArgumentError(f"torchcoinfer::{op}: argument 'layout'", got=layout, expected="0 (canonical)")
+
+
+def check_static(op: str, x_scales: Tensor, columns: int, activation_bits: int) -> None:
+    """Raises ArgumentError unless there is one float32 scale a column and x is rounded to 8 bits."""
+    fact = f"torchcoinfer::{op}: argument 'x_scales'"
+    if activation_bits != 8:
+        raise ArgumentError(fact, got=f"activation_bits {activation_bits}", expected="activation_bits 8")
+    if x_scales.dtype != torch.float32 or tuple(x_scales.shape) != (columns,):
+        got = f"{x_scales.dtype} {tuple(x_scales.shape)}"
+        raise ArgumentError(fact, got=got, expected=f"float32 ({columns},)")
+
+
+def scaled_rows(x: Tensor, x_scales: Tensor) -> Tensor:
+    """Static int8 codes (as float32) of x [..., K]: one scale a column, values beyond saturate."""
+    return (x.float() / x_scales).round().clamp(-ACTIVATION_TOP, ACTIVATION_TOP)
 
 
 def rows_by_weight(rows: Tensor, weight: Tensor, activation_bits: int) -> Tensor:
@@ -105,6 +144,8 @@ def _quant_linear_fake(
     out_features: int,
     activation_bits: int = 0,
     layout: int = 0,
+    x_scales: Tensor | None = None,
+    activation: str = "none",
 ) -> Tensor:
     return x.new_empty(*x.shape[:-1], out_features)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from torchcoinfer.ops.epilogue import activated
 from torchcoinfer.ops.library import implement
 from torchcoinfer.ops.sparse24 import sparse24_unpack_reference
 from torchcoinfer.ops.survivors import survivor_linear
@@ -22,6 +23,7 @@ def sparse24_linear(
     out_features: int,
     activation_bits: int = 0,
     layout: int = 0,
+    activation: str = "none",
 ) -> Tensor:
     """y = x W^T + bias, W [N, K] in the 2:4 format; sums in float32, or int32 a group (int8 activations).
 
@@ -34,6 +36,7 @@ def sparse24_linear(
         group_size: 0 for float survivors.
         activation_bits: 0 = weight-only; 8 (codes alone) = each row of x is quantized to int8.
         layout: 0, the canonical packed order.
+        activation: as for ``quant_linear``.
 
     Returns:
         [..., N] in the dtype of x.
@@ -42,7 +45,18 @@ def sparse24_linear(
         RuntimeError, ArgumentError: shapes, dtypes or format disagree; the message names op and argument.
     """
     return torch.ops.torchcoinfer.sparse24_linear(
-        x, index, values, scales, zeros, bias, bits, group_size, out_features, activation_bits, layout
+        x,
+        index,
+        values,
+        scales,
+        zeros,
+        bias,
+        bits,
+        group_size,
+        out_features,
+        activation_bits,
+        layout,
+        activation,
     )
 
 
@@ -58,10 +72,12 @@ def sparse24_linear_reference(
     out_features: int,
     activation_bits: int = 0,
     layout: int = 0,
+    activation: str = "none",
 ) -> Tensor:
     stored = sparse24_unpack_reference(index, values, bits, out_features, x.shape[-1])
     variant = (bits, group_size, activation_bits, layout)
-    return survivor_linear("sparse24_linear", x, stored, scales, zeros, bias, variant)
+    y = survivor_linear("sparse24_linear", x, stored, scales, zeros, bias, variant)
+    return activated("sparse24_linear", y, activation)
 
 
 def _linear_fake(
@@ -76,6 +92,7 @@ def _linear_fake(
     out_features: int,
     activation_bits: int = 0,
     layout: int = 0,
+    activation: str = "none",
 ) -> Tensor:
     return x.new_empty(*x.shape[:-1], out_features)
 
