@@ -42,6 +42,7 @@ __global__ void __launch_bounds__(THREADS) decode(DenseMatrix w, int64_t columns
   const int lane = threadIdx.x % WARP, group_tiles = group_tiles_of(w.group_size);
   const int64_t tiles = ceil_div(w.K, TILE_K), quads = ceil_div(tiles, QUAD), all = ceil_div(w.N, BLOCK_N) * quads;
   const int64_t step = static_cast<int64_t>(gridDim.x) * (THREADS / WARP);
+  const GridSteps steps = grid_steps(w);
   for (int64_t at = static_cast<int64_t>(blockIdx.x) * (THREADS / WARP) + threadIdx.x / WARP; at < all; at += step) {
     const int64_t block = at / quads, q = at % quads, left = tiles - q * QUAD;
     QuadWords<BITS> quad;
@@ -51,7 +52,7 @@ __global__ void __launch_bounds__(THREADS) decode(DenseMatrix w, int64_t columns
       load_quad<BITS, true>(quad, place, lane);
     else
       load_rest<BITS>(quad, place, static_cast<int>(left), lane);
-    load_quad_grid(grid, w, block, q, lane);
+    load_quad_grid(grid, w, steps, block, static_cast<int>(q), lane);
 #pragma unroll
     for (int u = 0; u < QUAD; ++u) {
       const int64_t column = q * QUAD_K + u * TILE_K + 8 * (lane % 4);

@@ -20,20 +20,29 @@ struct QuadGrid {
   uint32_t scale[2], zero[2];
 };
 
-__device__ __forceinline__ void load_quad_grid(QuadGrid& grid, const DenseMatrix& w, int64_t block, int64_t q,
-                                               int lane) {
-  const int64_t groups = group_count(w.K, w.group_size), first = w.group_size ? q * QUAD_K / w.group_size : 0;
-  const int64_t in_quad = w.group_size ? QUAD_K / w.group_size : 1, left = groups - first;
-  const int count = static_cast<int>(in_quad < left ? in_quad : left) * BLOCK_N;
-  const int64_t start = (block * groups + first) * BLOCK_N;
+// Groups of a row, how many a quad has and by how many the next one's are further on; found once, for it divides.
+struct GridSteps {
+  int groups, of_quad, step;
+};
+
+__device__ __forceinline__ GridSteps grid_steps(const DenseMatrix& w) {
+  const int of_quad = QUAD / group_tiles_of(w.group_size);
+  return {static_cast<int>(group_count(w.K, w.group_size)), of_quad, w.group_size ? of_quad : 0};
+}
+
+__device__ __forceinline__ void load_quad_grid(QuadGrid& grid, const DenseMatrix& w, const GridSteps& steps,
+                                               int64_t block, int q, int lane) {
+  const int first = q * steps.step, left = steps.groups - first;
+  const int count = (steps.of_quad < left ? steps.of_quad : left) * BLOCK_N;
+  const int64_t start = (block * steps.groups + first) * BLOCK_N + lane;
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    const int at = LANES * i + lane;
     grid.scale[i] = 0, grid.zero[i] = 0;
-    if (at >= count) continue;
-    grid.scale[i] = w.scale_type == Element::float32 ? __ldg(static_cast<const uint32_t*>(w.scales) + start + at)
-                                                     : __ldg(static_cast<const uint16_t*>(w.scales) + start + at);
-    if (w.zeros) grid.zero[i] = __ldg(w.zeros + start + at);
+    if (LANES * i + lane >= count) continue;
+    grid.scale[i] = w.scale_type == Element::float32
+                        ? __ldg(static_cast<const uint32_t*>(w.scales) + start + LANES * i)
+                        : __ldg(static_cast<const uint16_t*>(w.scales) + start + LANES * i);
+    if (w.zeros) grid.zero[i] = __ldg(w.zeros + start + LANES * i);
   }
 }
 

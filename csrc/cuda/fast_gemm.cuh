@@ -57,32 +57,69 @@ struct Stage {
   static constexpr int BYTES = X_BYTES + CODE_BYTES + Math::SUM_BYTES;
 };
 
-// Starts to copy what a step needs.
+// Walks the steps ahead of the multiplication and starts the copies they need; divides once a tile only.
 template <typename Math>
-__device__ __forceinline__ void fetch(unsigned char* stage, const GemmProblem& p, int step) {
-  constexpr int CHUNKS = Math::ROW_BYTES / LANE_BYTES, OF_BLOCK = static_cast<int>(QUAD_BYTES<Math::BITS>) / LANE_BYTES;
-  const int tile = step / p.quads, block = tile / p.row_tiles * TILE_BLOCKS;
-  const int64_t q = step % p.quads, row = tile % p.row_tiles * Stage<Math>::ROWS, tiles = ceil_div(p.w.K, TILE_K);
-#pragma unroll 4
-  for (int at = threadIdx.x; at < Stage<Math>::ROWS * CHUNKS; at += GEMM_THREADS) {
-    const int r = at / CHUNKS, chunk = at % CHUNKS;
-    const int64_t byte = q * Math::ROW_BYTES + chunk * LANE_BYTES;
-    const bool wanted = row + r < p.rows && byte < p.row_bytes;
-    copy_async(stage + r * Math::ROW_BYTES + Math::swizzled(r, chunk) * LANE_BYTES,
-               wanted ? p.x + (row + r) * p.row_bytes + byte : p.x, wanted);
+class Fetcher {
+ public:
+  __device__ __forceinline__ Fetcher(const GemmProblem& p, int step) : p_(p) {
+    tiles_ = static_cast<int>(ceil_div(p.w.K, TILE_K));
+    enter(step / p.quads);
+    q_ = step % p.quads;
   }
-  const int64_t left = tiles - q * QUAD, bytes = (left < QUAD ? left : QUAD) * tile_bytes(Math::BITS);
-  const int64_t blocks = ceil_div(p.w.N, BLOCK_N);
-#pragma unroll 4
-  for (int at = threadIdx.x; at < TILE_BLOCKS * OF_BLOCK; at += GEMM_THREADS) {
-    const int64_t i = at / OF_BLOCK, byte = at % OF_BLOCK * LANE_BYTES;
-    const bool wanted = block + i < blocks && byte < bytes;
-    const int64_t place = (block + i) * tiles * tile_bytes(Math::BITS) + q * QUAD_BYTES<Math::BITS> + byte;
-    copy_async(stage + Stage<Math>::X_BYTES + at * LANE_BYTES, wanted ? p.w.packed + place : p.w.packed, wanted);
+
+  __device__ __forceinline__ void fetch(unsigned char* stage) {
+    fetch_rows(stage);
+    fetch_codes(stage + Stage<Math>::X_BYTES);
+    if constexpr (Math::SUM_BYTES > 0)
+      Math::fetch_sums(stage + Stage<Math>::X_BYTES + Stage<Math>::CODE_BYTES, p_, row_, q_);
+    if (++q_ == p_.quads) {
+      q_ = 0;
+      enter(tile_ + 1);
+    }
   }
-  if constexpr (Math::SUM_BYTES > 0)
-    Math::fetch_sums(stage + Stage<Math>::X_BYTES + Stage<Math>::CODE_BYTES, p, row, q);
-}
+
+ private:
+  static constexpr int CHUNKS = Math::ROW_BYTES / LANE_BYTES;         // of a row of x
+  static constexpr int ROWS_AT_ONCE = GEMM_THREADS / CHUNKS;
+  static constexpr int OF_BLOCK = static_cast<int>(QUAD_BYTES<Math::BITS>) / LANE_BYTES;  // chunks of an n-block
+
+  const GemmProblem& p_;
+  int tiles_, tile_, q_, row_, block_;
+  const unsigned char* x_;  // the thread's first chunk of the tile's x
+
+  __device__ __forceinline__ void enter(int tile) {
+    tile_ = tile;
+    row_ = tile % p_.row_tiles * Stage<Math>::ROWS;
+    block_ = tile / p_.row_tiles * TILE_BLOCKS;
+    const int chunk = threadIdx.x % CHUNKS;
+    x_ = p_.x + (row_ + static_cast<int>(threadIdx.x) / CHUNKS) * p_.row_bytes + chunk * LANE_BYTES;
+  }
+
+  __device__ __forceinline__ void fetch_rows(unsigned char* target) const {
+    const int first = threadIdx.x / CHUNKS, chunk = threadIdx.x % CHUNKS;
+    const int64_t byte = static_cast<int64_t>(q_) * Math::ROW_BYTES;
+    const bool inside = byte + chunk * LANE_BYTES < p_.row_bytes;
+#pragma unroll
+    for (int r = 0; r < Stage<Math>::ROWS; r += ROWS_AT_ONCE) {
+      const bool wanted = inside && row_ + r + first < p_.rows;
+      copy_async(target + (r + first) * Math::ROW_BYTES + Math::swizzled(first, chunk) * LANE_BYTES,
+                 wanted ? x_ + r * p_.row_bytes + byte : p_.x, wanted);
+    }
+  }
+
+  __device__ __forceinline__ void fetch_codes(unsigned char* target) const {
+    const int blocks = static_cast<int>(ceil_div(p_.w.N, BLOCK_N)) - block_, left = tiles_ - q_ * QUAD;
+    const int chunks = left < QUAD ? left * (OF_BLOCK / QUAD) : OF_BLOCK;
+    const int64_t of_block = tiles_ * tile_bytes(Math::BITS);
+    const uint8_t* codes = p_.w.packed + block_ * of_block + q_ * QUAD_BYTES<Math::BITS>;
+#pragma unroll
+    for (int at = threadIdx.x; at < TILE_BLOCKS * OF_BLOCK; at += GEMM_THREADS) {
+      const int i = at / OF_BLOCK, chunk = at % OF_BLOCK;
+      const bool wanted = i < blocks && chunk < chunks;
+      copy_async(target + at * LANE_BYTES, wanted ? codes + i * of_block + chunk * LANE_BYTES : p_.w.packed, wanted);
+    }
+  }
+};
 
 // A lane's words of the warp's n-blocks, of the `left` tiles from this quad on.
 template <int BITS>
@@ -146,13 +183,13 @@ __device__ __forceinline__ void store_tile(const GemmProblem& p, const typename 
 }
 
 template <typename Math>
-__device__ __forceinline__ void load_step_grid(QuadGrid (&grid)[WARP_BLOCKS], const GemmProblem& p, int step, int warp,
-                                               int lane) {
+__device__ __forceinline__ void load_step_grid(QuadGrid (&grid)[WARP_BLOCKS], const GemmProblem& p, const GridSteps& steps,
+                                               int tile, int q, int warp, int lane) {
   const int64_t blocks = ceil_div(p.w.N, BLOCK_N);
 #pragma unroll
   for (int i = 0; i < WARP_BLOCKS; ++i) {
-    const int64_t block = step / p.quads / p.row_tiles * TILE_BLOCKS + warp % N_WARPS * WARP_BLOCKS + i;
-    load_quad_grid(grid[i], p.w, block < blocks ? block : blocks - 1, step % p.quads, lane);
+    const int64_t block = tile / p.row_tiles * TILE_BLOCKS + warp % N_WARPS * WARP_BLOCKS + i;
+    load_quad_grid(grid[i], p.w, steps, block < blocks ? block : blocks - 1, q, lane);
   }
 }
 
@@ -161,24 +198,24 @@ __device__ __forceinline__ void run_gemm(const GemmProblem& p) {
   auto* ring = static_cast<unsigned char*>(dynamic_shared());
   const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
   const int begin = p.begin(blockIdx.x, gridDim.x), end = p.begin(blockIdx.x + 1, gridDim.x);
+  Fetcher<Math> fetcher(p, begin);
   for (int i = 0; i + 1 < p.stages; ++i) {
-    if (begin + i < end) fetch<Math>(ring + i * Stage<Math>::BYTES, p, begin + i);
+    if (begin + i < end) fetcher.fetch(ring + i * Stage<Math>::BYTES);
     commit_copies();
   }
   typename Math::State state;
   state.clear();
+  const GridSteps steps = grid_steps(p.w);
   int first = begin;  // of the steps that `state` sums up
-  int slot = 0;
+  int slot = 0, tile = begin / p.quads, q = begin % p.quads;
 #pragma unroll 1
   for (int step = begin; step < end; ++step) {
     QuadGrid grid[WARP_BLOCKS];
-    load_step_grid<Math>(grid, p, step, warp, lane);  // lands while the copies are awaited and started
+    load_step_grid<Math>(grid, p, steps, tile, q, warp, lane);  // lands while the copies are awaited and started
     await_step(p.stages);
     __syncthreads();  // everybody's copies are there, and the stage before this one has been read
-    const int ahead = step + p.stages - 1;
-    if (ahead < end) fetch<Math>(ring + (slot ? slot - 1 : p.stages - 1) * Stage<Math>::BYTES, p, ahead);
+    if (step + p.stages - 1 < end) fetcher.fetch(ring + (slot ? slot - 1 : p.stages - 1) * Stage<Math>::BYTES);
     commit_copies();
-    const int tile = step / p.quads, q = step % p.quads;
     if (tile % p.row_tiles * Stage<Math>::ROWS + warp / N_WARPS * Math::MT * 8 < p.rows)
       state.multiply(ring + slot * Stage<Math>::BYTES, grid, p, q, warp, lane);
     if (q + 1 == p.quads || step + 1 == end) {
@@ -190,6 +227,7 @@ __device__ __forceinline__ void run_gemm(const GemmProblem& p) {
       first = step + 1;
     }
     slot = slot + 1 == p.stages ? 0 : slot + 1;
+    if (++q == p.quads) q = 0, ++tile;
   }
 }
 

@@ -19,7 +19,7 @@ constexpr int FEW_ROWS = 4;     // whose x is small beside the weight
 // Warps of a block, and of a multiprocessor: as many as its registers hold without spilling. Each has WARP_BLOCKS quads
 // under way, 512 bits of bytes, so that 32 KiB and more are: latency times bandwidth is 18 KB (H100).
 __host__ __device__ constexpr int most_warps(int bits, int tiles) {
-  return bits < 6 && tiles == 1 ? 16 : bits < 8 || tiles == 1 ? 12 : 8;
+  return bits < 6 && tiles == 1 ? 16 : bits < 6 || tiles == 1 ? 12 : 8;
 }
 
 struct GemvShape {
@@ -32,19 +32,38 @@ struct Stage {
   QuadGrid grid[WARP_BLOCKS];
 };
 
+// What a lane reads of its two n-blocks, and of x.
 template <int BITS>
-__device__ __forceinline__ void load_stage(Stage<BITS>& stage, const DenseMatrix& w, int64_t first_block, int64_t q,
+struct Source {
+  const uint8_t* codes[WARP_BLOCKS];
+  int64_t blocks[WARP_BLOCKS];
+  GridSteps steps;
+  int tiles;
+
+  __device__ __forceinline__ Source(const DenseMatrix& w, int64_t first_block) {
+    const int64_t last = ceil_div(w.N, BLOCK_N) - 1;
+    steps = grid_steps(w);
+    tiles = static_cast<int>(ceil_div(w.K, TILE_K));
+#pragma unroll
+    for (int i = 0; i < WARP_BLOCKS; ++i) {
+      blocks[i] = first_block + i < last ? first_block + i : last;
+      codes[i] = w.packed + blocks[i] * tiles * tile_bytes(BITS);
+    }
+  }
+};
+
+template <int BITS>
+__device__ __forceinline__ void load_stage(Stage<BITS>& stage, const DenseMatrix& w, const Source<BITS>& source, int q,
                                            int lane) {
-  const int64_t tiles = ceil_div(w.K, TILE_K), blocks = ceil_div(w.N, BLOCK_N);
+  const int left = source.tiles - q * QUAD;
 #pragma unroll
   for (int i = 0; i < WARP_BLOCKS; ++i) {
-    const int64_t block = first_block + i < blocks ? first_block + i : blocks - 1;
-    const uint8_t* place = w.packed + block * tiles * tile_bytes(BITS) + q * QUAD_BYTES<BITS>;
-    if (tiles - q * QUAD >= QUAD)
+    const uint8_t* place = source.codes[i] + q * QUAD_BYTES<BITS>;
+    if (left >= QUAD)
       load_quad<BITS, true>(stage.quad[i], place, lane);
     else
-      load_rest<BITS>(stage.quad[i], place, static_cast<int>(tiles - q * QUAD), lane);
-    load_quad_grid(stage.grid[i], w, block, q, lane);
+      load_rest<BITS>(stage.quad[i], place, left, lane);
+    load_quad_grid(stage.grid[i], w, source.steps, source.blocks[i], q, lane);
   }
 }
 
@@ -83,16 +102,24 @@ template <typename T, int BITS, int MT>
 __global__ void __launch_bounds__(most_warps(BITS, MT) * WARP)
     gemv(DenseMatrix w, GemvShape shape, const T* x, int64_t x_columns, int64_t rows, const float* bias, void* y,
          Element type, float* partials) {
-  const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-  const int64_t quads = ceil_div(ceil_div(w.K, TILE_K), QUAD), split = blockIdx.y;
-  const int64_t end = quads * (split + 1) / shape.splits;
+  const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, split = static_cast<int>(blockIdx.y);
   const int64_t first_block = (static_cast<int64_t>(blockIdx.x) * shape.across + warp / shape.down) * WARP_BLOCKS;
-  int64_t q = quads * split / shape.splits + warp % shape.down;
+  const Source<BITS> source(w, first_block);
+  const int quads = (source.tiles + QUAD - 1) / QUAD, end = quads * (split + 1) / shape.splits;
+  const T* of_lane[MT];  // where the lane's columns of x begin
+  int columns[MT];       // and how many follow; none in rows that are not there
+#pragma unroll
+  for (int m = 0; m < MT; ++m) {
+    const int64_t row = 8 * m + lane / 4;
+    of_lane[m] = x + row * x_columns + 8 * (lane % 4);
+    columns[m] = row < rows ? static_cast<int>(x_columns) - 8 * (lane % 4) : 0;
+  }
+  int q = quads * split / shape.splits + warp % shape.down;
   Sums<MT> sums[WARP_BLOCKS];
 #pragma unroll
   for (int i = 0; i < WARP_BLOCKS; ++i) clear(sums[i]);
   Stage<BITS> stage, next;
-  if (q < end) load_stage(stage, w, first_block, q, lane);
+  if (q < end) load_stage(stage, w, source, q, lane);
 #pragma unroll 1
   for (; q < end; q += shape.down) {
     uint4 values[QUAD][MT];
@@ -100,10 +127,10 @@ __global__ void __launch_bounds__(most_warps(BITS, MT) * WARP)
     for (int u = 0; u < QUAD; ++u)
 #pragma unroll
       for (int m = 0; m < MT; ++m) {
-        const int64_t row = 8 * m + lane / 4, column = q * QUAD_K + u * TILE_K + 8 * (lane % 4);
-        values[u][m] = load_values(x + row * x_columns + column, row < rows && column < x_columns);
+        const int column = q * QUAD_K + u * TILE_K;
+        values[u][m] = load_values(of_lane[m] + column, column < columns[m]);
       }
-    if (q + shape.down < end) load_stage(next, w, first_block, q + shape.down, lane);
+    if (q + shape.down < end) load_stage(next, w, source, q + shape.down, lane);
     const auto of_tile = [&values](int u, int m) { return values[u][m]; };
     multiply_quad<T, BITS, MT>(sums, stage.quad, stage.grid, w, of_tile, lane);
     stage = next;

@@ -12,6 +12,7 @@ struct LaunchBitmap {
   const SparseMatrix& w;
   int warps;
   const void* x;  // nullptr: y is the weight [N, K]
+  int64_t columns;  // of x
   int64_t rows;
   const float* bias;
   void* y;

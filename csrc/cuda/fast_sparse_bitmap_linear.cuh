@@ -26,54 +26,60 @@ struct TileGrid {
   }
 };
 
-// Columns k .. k + 3 of a row as two words, zeros beyond K.
-template <typename T>
-__device__ __forceinline__ uint2 load_four(const T* row, int64_t k, int64_t K, bool whole) {
-  if (whole) return k < K ? __ldg(reinterpret_cast<const uint2*>(row + k)) : make_uint2(0, 0);
-  uint32_t values[4];
-#pragma unroll
-  for (int i = 0; i < 4; ++i) values[i] = k + i < K ? same_bits<uint16_t>(row[k + i]) : 0u;
-  return make_uint2(values[0] | values[1] << 16, values[2] | values[3] << 16);
-}
-
+// x: [rows, columns], columns a multiple of 8, zeros beyond K, from a multiple of 16 bytes.
 template <typename T, int BITS, int MT>
 struct Product {
   static constexpr bool SCALED = BITS != 0;
   const SparseMatrix& w;
-  const T* x;  // [count, K]
-  int count;
-  bool whole;  // four columns of a row can be loaded at once
-  int64_t block;
-  int lane;
-  float sums[MT][4] = {};
+  int count;          // rows
+  const T* x;         // the lane's four columns of the first row
+  uint32_t rows[MT];  // elements from there to its row of each fragment
+  int left;           // columns from the lane's first on
+  float sums[MT][4];
+
+  __device__ Product(const SparseMatrix& weight, const T* first, int64_t columns, int row_count, int lane)
+      : w(weight), count(row_count), x(first + 4 * (lane % 4)), left(static_cast<int>(columns) - 4 * (lane % 4)) {
+    keep(x);
+#pragma unroll
+    for (int f = 0; f < MT; ++f) {
+      rows[f] = static_cast<uint32_t>(min(f * 8 + lane / 4, count - 1) * columns);
+      keep(rows[f]);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sums[f][i] = 0.f;
+    }
+  }
+
+  __device__ __forceinline__ bool has(int f) const {
+    return f == 0 || f * 8 < count;
+  }
 
   __device__ __forceinline__ void load_x(int tile, uint2 (&values)[MT][2]) const {
 #pragma unroll
     for (int f = 0; f < MT; ++f) {
-      if (f * 8 >= count) continue;
-      const int row = min(f * 8 + lane / 4, count - 1);
-#pragma unroll
-      for (int s = 0; s < 2; ++s)
-        values[f][s] = load_four(x + row * w.K, int64_t{tile} * TILE_K + 16 * s + 4 * (lane % 4), w.K, whole);
+      if (!has(f)) continue;
+      const auto* place = reinterpret_cast<const uint2*>(x + (rows[f] + tile * TILE_K));
+      values[f][0] = tile * TILE_K < left ? __ldg(place) : make_uint2(0, 0);
+      values[f][1] = tile * TILE_K + 16 < left ? __ldg(place + 4) : make_uint2(0, 0);
     }
   }
 
   // Adds the product of one tile.
-  __device__ __forceinline__ void add(const Walk<T, BITS>& walk, int v, const uint2 (&x_values)[MT][2],
+  template <int V>
+  __device__ __forceinline__ void add(const Walk<T, BITS>& walk, const uint2 (&x_values)[MT][2],
                                       const TileGrid<T>& grid) {
     float part[MT][4] = {};
 #pragma unroll
     for (int s = 0; s < 2; ++s) {
       uint32_t a[4], selectors[4];
-      walk.fragment(v, s, a, selectors);
+      walk.template fragment<V>(s, a, selectors);
       if (SCALED && w.zeros) {
 #pragma unroll
         for (int r = 0; r < 4; ++r)
-          a[r] = subtract_pairs<T>(a[r], __byte_perm(grid.zero[r % 2], 0, selectors[r] & 0x7777u));
+          a[r] = subtract_pairs<T>(a[r], select_bytes(grid.zero[r % 2], 0, selectors[r]));
       }
 #pragma unroll
       for (int f = 0; f < MT; ++f) {
-        if (f * 8 >= count) continue;
+        if (!has(f)) continue;
         const uint32_t b[2] = {x_values[f][s].x, x_values[f][s].y};
         mma_16816<T>(SCALED ? part[f] : sums[f], a, b);
       }
@@ -88,27 +94,25 @@ struct Product {
 };
 
 template <typename T, int BITS, int MT>
-__global__ void __launch_bounds__((MT == 1 ? MOST_WARPS : MOST_WARPS / 2) * WARP, MT == 1 ? 2 : 1)
-    multiply_bitmap(SparseMatrix w, const T* x, int64_t rows, const float* bias, T* y) {
+__global__ void __launch_bounds__((MT == 1 ? MOST_WARPS : MOST_WARPS / 2) * WARP, MT == 1 && BITS == 0 ? 2 : 1)
+    multiply_bitmap(SparseMatrix w, const T* x, int64_t columns, int64_t rows, const float* bias, T* y) {
   auto* shared = static_cast<unsigned char*>(dynamic_shared());
   const int64_t block = blockIdx.x, first_row = static_cast<int64_t>(blockIdx.y) * MT * 8;
   const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = static_cast<int>(blockDim.x) / WARP;
   const int count = static_cast<int>(rows - first_row < MT * 8 ? rows - first_row : MT * 8);
-  const bool whole = w.K % 4 == 0 && reinterpret_cast<uintptr_t>(x) % 8 == 0;
-  Product<T, BITS, MT> product{w, x + first_row * w.K, count, whole, block, lane};
+  Product<T, BITS, MT> product(w, x + first_row * columns, columns, count, lane);
   Walk<T, BITS> walk;
   walk.begin(w, block, shared);
-  while (walk.next()) {
-#pragma unroll 1
-    for (int v = 0; v < 2 && walk.tile + v < walk.last; ++v) {
+  while (walk.next())
+    for_tiles(walk, [&](auto number) {
+      constexpr int V = decltype(number)::value;
       uint2 values[MT][2];
       TileGrid<T> grid;
-      if constexpr (BITS != 0) grid.load(w, block, walk.tile + v, lane);
-      product.load_x(walk.tile + v, values);
-      walk.prepare(v);
-      product.add(walk, v, values, grid);
-    }
-  }
+      product.load_x(walk.tile + V, values);
+      if constexpr (BITS != 0) grid.load(w, block, walk.tile + V, lane);
+      walk.template prepare<V>();
+      product.template add<V>(walk, values, grid);
+    });
   wait_copies<0>();
   __syncthreads();  // rings become sums: [warp][row][16]
   auto* out = reinterpret_cast<float*>(shared);
@@ -132,10 +136,21 @@ __device__ __forceinline__ void scale_fragment(const SparseMatrix& w, const Tile
                                                const uint32_t (&selectors)[4], uint32_t (&a)[4]) {
 #pragma unroll
   for (int r = 0; r < 4; ++r) {
-    if (w.zeros) a[r] = subtract_pairs<T>(a[r], __byte_perm(grid.zero[r % 2], 0, selectors[r] & 0x7777u));
+    if (w.zeros) a[r] = subtract_pairs<T>(a[r], select_bytes(grid.zero[r % 2], 0, selectors[r]));
     const float2 pair = floats_of<T>(a[r]);
     a[r] = pair_of<T>(pair.x * grid.scale[r % 2], pair.y * grid.scale[r % 2]);
   }
+}
+
+// Four columns of a row, of which the matrix has `left`.
+template <typename T>
+__device__ __forceinline__ void write_four(T* place, int64_t left, bool whole, uint32_t first, uint32_t second) {
+  if (whole) {
+    *reinterpret_cast<uint2*>(place) = make_uint2(first, second);
+    return;
+  }
+  for (int i = 0; i < 4 && i < left; ++i)
+    place[i] = same_bits<T>(static_cast<uint16_t>((i < 2 ? first : second) >> 16 * (i % 2)));
 }
 
 // out: [N, K], zeros where pruned.
@@ -146,32 +161,25 @@ __global__ void __launch_bounds__(MOST_WARPS* WARP) write_bitmap(SparseMatrix w,
   const bool whole = w.K % 4 == 0 && reinterpret_cast<uintptr_t>(out) % 8 == 0;
   Walk<T, BITS> walk;
   walk.begin(w, block, static_cast<unsigned char*>(dynamic_shared()));
-  while (walk.next()) {
-#pragma unroll 1
-    for (int v = 0; v < 2 && walk.tile + v < walk.last; ++v) {
-      TileGrid<T> grid;
-      if constexpr (BITS != 0) grid.load(w, block, walk.tile + v, lane);
-      walk.prepare(v);
+  while (walk.next())
+    for_tiles(walk, [&](auto number) {
+      constexpr int V = decltype(number)::value;
+      [[maybe_unused]] TileGrid<T> grid;
+      if constexpr (BITS != 0) grid.load(w, block, walk.tile + V, lane);
+      walk.template prepare<V>();
 #pragma unroll
       for (int s = 0; s < 2; ++s) {
         uint32_t a[4], selectors[4];
-        walk.fragment(v, s, a, selectors);
+        walk.template fragment<V>(s, a, selectors);
         if constexpr (BITS != 0) scale_fragment(w, grid, selectors, a);
-        const int64_t k = static_cast<int64_t>(walk.tile + v) * TILE_K + 16 * s + 4 * (lane % 4);
+        const int64_t k = static_cast<int64_t>(walk.tile + V) * TILE_K + 16 * s + 4 * (lane % 4);
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
           const int64_t n = block * BLOCK_N + lane / 4 * 2 + h;
-          if (n >= w.N || k >= w.K) continue;
-          T* place = out + n * w.K + k;
-          if (whole)
-            *reinterpret_cast<uint2*>(place) = make_uint2(a[h], a[h + 2]);
-          else
-            for (int i = 0; i < 4 && k + i < w.K; ++i)
-              place[i] = same_bits<T>(static_cast<uint16_t>(a[h + i / 2 * 2] >> 16 * (i % 2)));
+          if (n < w.N && k < w.K) write_four(out + n * w.K + k, w.K - k, whole, a[h], a[h + 2]);
         }
       }
-    }
-  }
+    });
   wait_copies<0>();
 }
 
@@ -180,7 +188,7 @@ __global__ void __launch_bounds__(MOST_WARPS* WARP) write_bitmap(SparseMatrix w,
 template <typename T, int BITS>
 const char* run_bitmap(const LaunchBitmap& all) {
   const int fragments = all.rows <= 8 ? 1 : 8;
-  const int warps = fragments == 1 ? all.warps : MOST_WARPS / 2;  // eight fragments want many registers
+  const int warps = fragments == 1 && BITS == 0 ? all.warps : MOST_WARPS / 2;  // the others want many registers
   const size_t shared = walk_bytes(warps);
   const auto blocks = static_cast<unsigned>(ceil_div(all.w.N, BLOCK_N));
   if (!all.x) {
@@ -194,7 +202,7 @@ const char* run_bitmap(const LaunchBitmap& all) {
     const int64_t count = all.rows - row < most ? all.rows - row : most;
     const dim3 grid(blocks, static_cast<unsigned>(ceil_div(count, fragments * 8)));
     launch(kernel, grid, warps * WARP, shared > sums ? shared : sums, all.stream, all.w,
-           static_cast<const T*>(all.x) + row * all.w.K, count, all.bias, static_cast<T*>(all.y) + row * all.w.N);
+           static_cast<const T*>(all.x) + row * all.columns, all.columns, count, all.bias, static_cast<T*>(all.y) + row * all.w.N);
   }
   return launch_error();
 }

@@ -143,10 +143,11 @@ int64_t sparse24_scratch(const SparseMatrix& w, int64_t rows);
 const char* fast_sparse24(const SparseMatrix& w, const void* x, int64_t rows, const float* bias, void* y, Element type,
                           float* scratch, void* stream);
 
-// The same for bitmap, without scratch, meant for few rows; and where it serves, the weight, out: [N, K] of type.
+// The same for bitmap, without scratch, meant for few rows, x as the dense kernels read it; and where it serves, the
+// weight, out: [N, K] of type.
 bool bitmap_serves(const SparseMatrix& w, Element type);
-const char* fast_bitmap(const SparseMatrix& w, const void* x, int64_t rows, const float* bias, void* y, Element type,
-                        void* stream);
+const char* fast_bitmap(const SparseMatrix& w, const void* x, int64_t x_columns, int64_t rows, const float* bias,
+                        void* y, Element type, void* stream);
 const char* bitmap_dequantize(const SparseMatrix& w, void* out, Element type, void* stream);
 
 struct ConvShape {

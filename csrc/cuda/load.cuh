@@ -93,7 +93,33 @@ __device__ __forceinline__ void load_matrices_transposed(uint32_t (&r)[COUNT], c
                  : "memory");
 }
 
+// Bytes of a and b (0 .. 3, 4 .. 7) by the nibbles 0 .. 7 of the selector's low half; its high half may hold anything.
+__device__ __forceinline__ uint32_t select_bytes(uint32_t a, uint32_t b, uint32_t selector) {
+  uint32_t value;
+  asm("prmt.b32 %0, %1, %2, %3;\n" : "=r"(value) : "r"(a), "r"(b), "r"(selector));
+  return value;
+}
+
+// Keeps a value where it is: the compiler may not compute it again.
+__device__ __forceinline__ void keep(uint32_t& value) {
+  asm volatile("" : "+r"(value));
+}
+
+template <typename T>
+__device__ __forceinline__ void keep(const T*& pointer) {
+  asm volatile("" : "+l"(pointer));
+}
+
 #else
+
+inline uint32_t select_bytes(uint32_t a, uint32_t b, uint32_t selector) {
+  return __byte_perm(a, b, selector & 0xffffu);
+}
+
+inline void keep(uint32_t&) {}
+
+template <typename T>
+void keep(const T*&) {}
 
 inline uint4 load_once(const uint4* place) {
   return *host_model::aligned(place, 16);

@@ -3,9 +3,7 @@
 
 #pragma once
 
-#include <torch/csrc/stable/ops.h>
-
-#include "cuda/arguments.h"
+#include "cuda/dense_paths.h"
 
 namespace torchcoinfer {
 
@@ -61,8 +59,9 @@ inline std::optional<Tensor> fast_sparse_linear(const Checker& checks, const cud
   Tensor y = empty_beside(x, size, x.scalar_type());
   void* stream = current_stream(x);
   if (path == SparsePath::bitmap) {
-    check_launch(checks, cuda::fast_bitmap(w, values.const_data_ptr(), rows, bias_data(of_bias), y.mutable_data_ptr(),
-                                           type, stream));
+    const Tensor padded = aligned_rows(checks, values, checks.floating("x", x), rows, w.K);
+    check_launch(checks, cuda::fast_bitmap(w, padded.const_data_ptr(), padded.numel() / rows, rows, bias_data(of_bias),
+                                           y.mutable_data_ptr(), type, stream));
     return y;
   }
   const Tensor scratch = empty_beside(x, {cuda::sparse24_scratch(w, rows)}, ScalarType::Float);

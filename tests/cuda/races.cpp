@@ -104,10 +104,11 @@ void run_sparse(int64_t N, int64_t K, int bits, bool paired) {
   expect("sparse_linear", cuda::sparse_linear(w, x.data(), rows, nullptr, nullptr, y.data(), Element::float32, nullptr));
   std::vector<uint16_t> weight(N * K);
   expect("sparse_dequantize", cuda::sparse_dequantize(w, weight.data(), Element::float16, nullptr));
-  std::vector<uint16_t> halves(70 * K), out(70 * N);
+  std::vector<uint16_t> halves(70 * ceil_div(K, 8) * 8), out(70 * N);
   if (!paired) {
     for (const int64_t count : {3, 70})
-      expect("bitmap", cuda::fast_bitmap(w, halves.data(), count, nullptr, out.data(), Element::float16, nullptr));
+      expect("bitmap", cuda::fast_bitmap(w, halves.data(), ceil_div(K, 8) * 8, count, nullptr, out.data(),
+                                         Element::float16, nullptr));
     expect("bitmap_dequantize", cuda::bitmap_dequantize(w, weight.data(), Element::float16, nullptr));
     return;
   }

@@ -84,6 +84,11 @@ def _other_cells(device: str) -> Iterator[Cell]:
         x = torch.randn(2, 12, 9, 7)
         near = _difference(copy.deepcopy(module).to(device)(x.to(device)), module(x)) / 2.0**-12
         yield Cell(f"convolution W{bits}A{activation_bits or 32}", (2, 12, 9, 7), "float32", near)
+    module = QuantConv2d.from_float(nn.Conv2d(12, 20, 3, 2, 1, groups=2), 4, 32)
+    for dtype, most in ((torch.float16, 2.0**-9), (torch.bfloat16, 2.0**-6)):
+        x = torch.randn(2, 12, 9, 7).to(dtype)
+        near = _difference(copy.deepcopy(module).to(device)(x.to(device)), module(x.float())) / most
+        yield Cell("convolution W4A16", (2, 12, 9, 7), str(dtype).removeprefix("torch."), near)
     table, indices = QuantEmbedding.from_float(nn.Embedding(50, 70), 4, 32), torch.randint(0, 50, (3, 4))
     got = copy.deepcopy(table).to(device)(indices.to(device))
     yield Cell(
