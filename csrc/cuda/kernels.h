@@ -90,7 +90,11 @@ const char* embed(const DenseMatrix& w, const void* indices, bool wide_indices, 
 // values: float [rows, KT * 32] from x [rows, K] of type, zeros beyond K.
 const char* float_rows(const void* x, Element type, int64_t rows, int64_t K, float* values, void* stream);
 
-// The same with every row rounded to symmetric int8 codes: scales [rows] = absmax / 127, NaN where a value is NaN or
+// out [rows, K] of type, contiguous: column k of x in units of scales[k], rounded, within +-127; NaN stays.
+const char* static_codes(const void* x, Element type, int64_t rows, int64_t K, const float* scales, void* out,
+                         void* stream);
+
+// As float_rows with every row rounded to symmetric int8 codes: scales [rows] = absmax / 127, NaN where a value is NaN or
 // infinite; values = the codes.
 const char* code_rows(const void* x, Element type, int64_t rows, int64_t K, float* values, float* scales,
                       void* stream);

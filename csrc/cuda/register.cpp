@@ -3,6 +3,7 @@
 
 #include "cuda/arguments.h"
 #include "cuda/conv_paths.h"
+#include "epilogue.h"
 
 namespace torchcoinfer {
 namespace {
@@ -94,24 +95,47 @@ Tensor dequantize_op(Tensor packed, Tensor scales, std::optional<Tensor> zeros, 
   return weight;
 }
 
+// x in int8 codes by static scales [K], in its own dtype, which holds them exactly.
+Tensor static_rows(const Checker& checks, const Tensor& x, const Tensor& scales) {
+  const int64_t K = x.size(-1);
+  checks.dtype("x_scales", scales, ScalarType::Float);
+  checks.shape("x_scales", scales, {K});
+  checks.contiguous("x_scales", scales);
+  same_device(checks, "x_scales", scales, x);
+  const Tensor whole = torch::stable::contiguous(x);
+  std::vector<int64_t> size;
+  for (int64_t i = 0; i < x.dim(); ++i) size.push_back(x.size(i));
+  Tensor codes = empty_beside(x, size, x.scalar_type());
+  check_launch(checks, cuda::static_codes(whole.const_data_ptr(), element(checks.floating("x", x)),
+                                          K ? x.numel() / K : 0, K, data<float>(scales), codes.mutable_data_ptr(),
+                                          current_stream(x)));
+  return codes;
+}
+
 Tensor quant_linear_op(Tensor x, Tensor packed, Tensor scales, std::optional<Tensor> zeros, std::optional<Tensor> bias,
                        int64_t bits, int64_t group_size, int64_t out_features, int64_t activation_bits,
-                       int64_t layout) {
+                       int64_t layout, std::optional<Tensor> x_scales, std::string activation) {
   const Checker checks{"quant_linear"};
+  check_activation(checks.op, activation);
   check_activation_bits(checks, activation_bits, true);
   check(x.dim() >= 1, checks.op, "x", "at least 1 dimension [..., K]", shape_text(x));
   same_device(checks, "x", x, packed);
   const cuda::DenseMatrix matrix =
       dense_matrix(checks, packed, scales, zeros, bits, group_size, out_features, x.size(-1), layout);
   const DeviceGuard guard(x.get_device_index());
+  if (x_scales.has_value()) {
+    check(activation_bits == 8, checks.op, "x_scales", "activation_bits 8 beside it", activation_bits);
+    x = static_rows(checks, x, *x_scales);
+    activation_bits = 0;  // the weight-only kernels multiply codes exactly
+  }
   const std::optional<Tensor> fast = fast_linear(checks, matrix, x, bias, activation_bits);
-  if (fast.has_value()) return *fast;
+  if (fast.has_value()) return activated(*fast, activation);
   const Tensor of_bias = bias_values(checks, bias, out_features, packed);
   const LinearRows rows = linear_rows(checks, x, out_features, activation_bits);
   check_launch(checks, cuda::quant_linear(matrix, data<float>(rows.values), rows.rows, rows.row_scales(),
                                           bias_data(of_bias), rows.y.mutable_data_ptr(), element(rows.dtype),
                                           current_stream(x)));
-  return rows.y;
+  return activated(rows.y, activation);
 }
 
 int64_t out_size(int64_t size, int64_t kernel, int64_t stride, int64_t padding, int64_t dilation) {
@@ -132,8 +156,9 @@ void set_pair(const Checker& checks, const char* argument, const std::vector<int
 Tensor quant_conv2d_op(Tensor x, Tensor packed, Tensor scales, std::optional<Tensor> zeros, std::optional<Tensor> bias,
                        int64_t bits, int64_t group_size, int64_t out_channels, std::vector<int64_t> kernel_size,
                        std::vector<int64_t> stride, std::vector<int64_t> padding, std::vector<int64_t> dilation,
-                       int64_t groups, int64_t activation_bits, int64_t layout) {
+                       int64_t groups, int64_t activation_bits, int64_t layout, std::string activation) {
   const Checker checks{"quant_conv2d"};
+  check_activation(checks.op, activation);
   check_activation_bits(checks, activation_bits, true);
   const Dtype dtype = checks.floating("x", x);
   same_device(checks, "x", x, packed);
@@ -158,7 +183,7 @@ Tensor quant_conv2d_op(Tensor x, Tensor packed, Tensor scales, std::optional<Ten
       dense_matrix(checks, packed, scales, zeros, bits, group_size, out_channels, columns, layout);
   const DeviceGuard guard(x.get_device_index());
   const std::optional<Tensor> fast = fast_conv2d(checks, matrix, s, x, bias, activation_bits);
-  if (fast.has_value()) return *fast;
+  if (fast.has_value()) return activated(*fast, activation);
   const Tensor of_bias = bias_values(checks, bias, out_channels, packed);
   Tensor y = empty_beside(x, {s.batch, out_channels, s.out_height, s.out_width}, x.scalar_type());
   const int64_t patches = activation_bits ? s.batch * s.out_height * s.out_width * groups : 0;
@@ -166,7 +191,7 @@ Tensor quant_conv2d_op(Tensor x, Tensor packed, Tensor scales, std::optional<Ten
   check_launch(checks, cuda::quant_conv2d(matrix, s, x.const_data_ptr(),
                                           patches ? mutable_data<float>(maxima) : nullptr, bias_data(of_bias),
                                           y.mutable_data_ptr(), element(dtype), current_stream(x)));
-  return y;
+  return activated(y, activation);
 }
 
 Tensor quant_embedding_op(Tensor indices, Tensor packed, Tensor scales, std::optional<Tensor> zeros, int64_t bits,

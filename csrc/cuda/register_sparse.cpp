@@ -3,6 +3,7 @@
 #include <limits>
 
 #include "cuda/sparse_paths.h"
+#include "epilogue.h"
 
 namespace torchcoinfer {
 namespace {
@@ -186,22 +187,24 @@ int64_t columns_of(const Checker& checks, const Tensor& x) {
 
 Tensor sparse24_linear_op(Tensor x, Tensor index, Tensor values, std::optional<Tensor> scales,
                           std::optional<Tensor> zeros, std::optional<Tensor> bias, int64_t bits, int64_t group_size,
-                          int64_t out_features, int64_t activation_bits, int64_t layout) {
+                          int64_t out_features, int64_t activation_bits, int64_t layout, std::string activation) {
   const Checker checks{"sparse24_linear"};
+  check_activation(checks.op, activation);
   cuda::SparseMatrix weight = sparse24_matrix(checks, index, values, bits, out_features, columns_of(checks, x));
   check_layout(checks, layout);
   weight.layout = static_cast<int>(layout);
-  return linear(checks, x, weight, values, scales, zeros, bias, group_size, activation_bits);
+  return activated(linear(checks, x, weight, values, scales, zeros, bias, group_size, activation_bits), activation);
 }
 
 Tensor bitmap_linear_op(Tensor x, Tensor mask, Tensor offsets, Tensor values, std::optional<Tensor> scales,
                         std::optional<Tensor> zeros, std::optional<Tensor> bias, int64_t bits, int64_t group_size,
-                        int64_t out_features, int64_t activation_bits, int64_t layout) {
+                        int64_t out_features, int64_t activation_bits, int64_t layout, std::string activation) {
   const Checker checks{"bitmap_linear"};
+  check_activation(checks.op, activation);
   check(layout == CANONICAL_LAYOUT, checks.op, "layout", "0 (canonical; the format has no other)", layout);
   const cuda::SparseMatrix weight =
       bitmap_matrix(checks, mask, offsets, values, bits, out_features, columns_of(checks, x));
-  return linear(checks, x, weight, values, scales, zeros, bias, group_size, activation_bits);
+  return activated(linear(checks, x, weight, values, scales, zeros, bias, group_size, activation_bits), activation);
 }
 
 void reorder_op(Tensor buffer, std::string kind, int64_t bits, bool to_device) {

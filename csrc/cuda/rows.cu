@@ -36,7 +36,23 @@ __global__ void quantize(const void* x, Element type, int64_t rows, int64_t K, i
   }
 }
 
+__global__ void to_static_codes(const void* x, Element type, int64_t rows, int64_t K, const float* scales, void* out) {
+  for (int64_t row = blockIdx.x; row < rows; row += gridDim.x)
+    for (int64_t k = threadIdx.x; k < K; k += THREADS) {
+      const float code = rintf(load_element(x, type, row * K + k) / scales[k]);
+      const float low = code < -CODE_TOP ? -CODE_TOP : code;  // NaN stays
+      store_element(low > CODE_TOP ? CODE_TOP : low, out, type, row * K + k);
+    }
+}
+
 }  // namespace
+
+const char* static_codes(const void* x, Element type, int64_t rows, int64_t K, const float* scales, void* out,
+                         void* stream) {
+  if (rows == 0 || K == 0) return nullptr;
+  launch(to_static_codes, grid_size(rows, MOST_BLOCKS), THREADS, 0, stream, x, type, rows, K, scales, out);
+  return launch_error();
+}
 
 const char* float_rows(const void* x, Element type, int64_t rows, int64_t K, float* values, void* stream) {
   const int64_t stride = ceil_div(K, TILE_K) * TILE_K;
