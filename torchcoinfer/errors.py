@@ -73,15 +73,18 @@ class InfeasibleBudget(TorchCoinferError, ValueError):
     Attributes:
         attainable: one whole ``Budget`` that is feasible: the least common relative relaxation of the given
             one, rounded up.
-        least: per budget row, the least value attainable when the other rows are dropped (SI units).
+        least: per budget row, the least value attainable when the other rows are dropped (SI units);
+            ``told_least`` says it in the message.
     """
 
-    def __init__(self, fact: str, *, attainable: Any, least: dict[str, float], got: Any = None):
+    def __init__(
+        self, fact: str, *, attainable: Any, least: dict[str, float], told_least: str, got: str | None = None
+    ):
         super().__init__(
             fact,
             got=got,
-            expected=f"all rows alike relaxed as little as possible, {attainable}; "
-            f"row by row, the others dropped: at least {least}",
+            expected=f"all rows alike relaxed as little as possible: {attainable}; "
+            f"row by row, the others dropped: at least {told_least}",
             remedy="pass error.attainable as the budget, or relax the rows named, or widen Search",
         )
         self.attainable, self.least = attainable, least

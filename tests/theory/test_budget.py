@@ -84,6 +84,32 @@ def test_printing_shows_the_fields_given_alone():
     assert repr(Budget(latency="80 ms", device_memory="1 KiB")) == "Budget(latency=0.08, device_memory=1024)"
 
 
+SPOKEN = {
+    (0.4, "latency"): "400 ms",
+    (90.0, "latency"): "90 s",
+    (0.08002345, "latency"): "80.03 ms",
+    (2.5e-6, "latency"): "2.5 us",
+    (0.6, "energy"): "600 mJ",
+    (12 * 2**20, "device_memory"): "12 MiB",
+    (13_000_000, "device_memory"): "12.4 MiB",
+    (100, "uplink"): "100 B",
+    (0, "uplink"): "0 B",
+    (4.25, "device_bits_per_weight"): "4.25",
+}
+
+
+@pytest.mark.parametrize(("value", "field"), SPOKEN)
+def test_a_budget_is_told_with_units(value, field):
+    assert str(Budget(**{field: value})) == f"{field} {SPOKEN[value, field]}"
+
+
+@given(st.floats(1e-7, 1e13), st.sampled_from(["latency", "energy", "device_memory", "distortion"]))
+def test_what_is_told_is_kept_by_what_keeps_the_limit(value, field):
+    told = str(Budget(**{field: value})).removeprefix(field)
+    number = float(told) if field == "distortion" else getattr(Budget(**{field: told}), field)
+    assert value <= number * (1 + 1e-12) and number <= value * 1.0011
+
+
 def test_a_budget_needs_a_field_and_knows_its_fields():
     with pytest.raises(ArgumentError, match="at least one field.*latency"):
         Budget()

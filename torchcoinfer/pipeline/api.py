@@ -190,5 +190,5 @@ def _certified(run: Run, budget: Budget) -> Result:
     raise InfeasibleBudget(
         f"no plan of {CERTIFICATION_ROUNDS} rounds certified a distortion of {ceiling:g}",
         attainable=replace(of_best, certified_distortion=best * 1.01), least={"certified_distortion": best},
-        got={"certified_distortion": best},
+        told_least=f"certified_distortion {best:.4g}", got=f"certified_distortion {ceiling:.4g}",
     )  # fmt: skip

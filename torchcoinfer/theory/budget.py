@@ -13,7 +13,7 @@ from typing import Any
 
 from torchcoinfer.errors import ArgumentError
 from torchcoinfer.theory.options import GROUP_SIZES, WEIGHT_BITS
-from torchcoinfer.theory.units import BYTE_UNITS, ENERGY_UNITS, TIME_UNITS, quantity
+from torchcoinfer.theory.units import BYTE_UNITS, ENERGY_UNITS, TIME_UNITS, quantity, spoken
 
 # field -> (units, whether 0 is allowed)
 BUDGET_FIELDS: Mapping[str, tuple[Mapping[str, float], bool]] = {
@@ -29,6 +29,11 @@ BUDGET_FIELDS: Mapping[str, tuple[Mapping[str, float], bool]] = {
     "certified_distortion": ({}, False),
 }
 MINIMIZE = ("distortion", "latency", "energy", "device_memory")
+
+
+def spoken_rows(rows: Mapping[str, float]) -> str:
+    """Budget rows with units: ``"latency 80 ms, device_memory 12 MiB"``."""
+    return ", ".join(f"{name} {spoken(value, BUDGET_FIELDS[name][0])}" for name, value in rows.items())
 
 
 def _integer(name: str, value: Any, low: int) -> int:
@@ -128,6 +133,9 @@ class Budget:
         """The fields given, SI floats; ``Budget(**budget.as_dict()) == budget``."""
         given = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in given.items() if value is not None}
+
+    def __str__(self) -> str:
+        return spoken_rows(self.as_dict())
 
     def __repr__(self) -> str:
         return f"Budget({', '.join(f'{name}={value:.10g}' for name, value in self.as_dict().items())})"

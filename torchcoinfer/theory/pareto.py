@@ -16,6 +16,7 @@ from torchcoinfer.theory.solve_front import Fronts
 from torchcoinfer.theory.solve_plan import Solution, make_plan
 from torchcoinfer.theory.solve_problem import Problem
 from torchcoinfer.theory.solve_table import ROWS, Table
+from torchcoinfer.theory.units import spoken
 
 RELAXED = 1 + 1e-9  # a limit at the least value of a row, kept clear of the last bit
 
@@ -48,9 +49,10 @@ class Front:
 
     def __str__(self) -> str:
         name, axis = PREDICTED_OF_ROW[self.objective], PREDICTED_OF_ROW[self.axis]
+        units, of_axis = BUDGET_FIELDS[self.objective][0], BUDGET_FIELDS[self.axis][0]
         lines = [f"{axis:>16}  {name:>14}  {'gap':>8}  cut"]
         lines += [
-            f"{plan.predicted[axis]:>16.6g}  {plan.predicted[name]:>14.6g}"
+            f"{spoken(plan.predicted[axis], of_axis):>16}  {spoken(plan.predicted[name], units):>14}"
             f"  {plan.optimality['gap']:>8.2g}  {plan.cut.name}"
             for plan in self.plans
         ]

@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from torchcoinfer.errors import InfeasibleBudget
-from torchcoinfer.theory.budget import Budget
+from torchcoinfer.theory.budget import Budget, spoken_rows
 from torchcoinfer.theory.graph import Cut
 from torchcoinfer.theory.plan import Plan
 from torchcoinfer.theory.solve_analytic import uniform_tables
@@ -214,7 +214,8 @@ def infeasible(table: Table, rows: Mapping[str, float]) -> InfeasibleBudget:
         if hopeless
         else "no plan fits all rows at once"
     )
-    return InfeasibleBudget(fact, attainable=attainable, least=least, got=dict(rows))
+    told = spoken_rows(least)
+    return InfeasibleBudget(fact, attainable=attainable, least=least, told_least=told, got=spoken_rows(rows))
 
 
 def solve(problem: Problem) -> Plan:

@@ -19,6 +19,31 @@ BYTE_UNITS = {
 QUANTITY = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*([A-Za-zµμ]*)\s*")
 
 
+SPOKEN = {  # units that a quantity is told in, largest first
+    "s": ("s", "ms", "us"),
+    "J": ("J", "mJ", "uJ"),
+    "B": ("GiB", "MiB", "KiB", "B"),
+}
+SPOKEN_DIGITS = 4
+
+
+def spoken(value: float, units: Mapping[str, float]) -> str:
+    """An SI float as people write it: four digits, rounded up, so that what keeps ``value`` keeps it too.
+
+    Args:
+        value: in SI units, at least 0.
+        units: as for ``quantity``; empty for a plain number.
+    """
+    names = next((names for si, names in SPOKEN.items() if si in units), ())
+    name = next((name for name in names if value >= units[name]), names[-1] if names else "")
+    number = value / units.get(name, 1.0)
+    if number > 0:
+        digits = SPOKEN_DIGITS - 1 - math.floor(math.log10(number))
+        step = 10.0**-digits
+        number = round(math.ceil(number / step - 1e-9) * step, max(digits, 0))
+    return f"{number:.10g} {name}".rstrip()
+
+
 def quantity(name: str, value: Any, units: Mapping[str, float], *, zero: bool = False) -> float:
     """Reads a number in SI units, or a string of a number and one of ``units``, as an SI float.
 
