@@ -96,7 +96,8 @@ TORCHCOINFER_AVX512 void multiply(const QuantMatrix& w, const Chunk& chunk, cons
 #pragma GCC unroll 12
     for (int m = 0; m < ROWS; ++m)
 #pragma GCC unroll 2
-      for (int b = 0; b < BLOCKS; ++b) parts[m][b] = start(w, place[b], starts[m]);
+      for (int b = 0; b < BLOCKS; ++b)
+        parts[m][b] = DIGITS > 1 && m % DIGITS == 0 ? _mm512_setzero_si512() : start(w, place[b], starts[m]);
     add_lanes<BITS, ROWS>(chunk, begin, end, x + begin * ROWS, parts);
 #pragma GCC unroll 2
     for (int b = 0; b < BLOCKS; ++b) {
