@@ -156,8 +156,8 @@ class Gemm {
         low_(x.rows / tiles_.count), first_(multiply_of<BITS>(x.digits, low_)),
         others_{multiply_of<8>(x.digits, low_),
                 multiply_of<8>(x.digits, std::min(low_ + 1, RowTiles::MOST / x.digits))},
-        streamed_(streams(out, x.rows * out.row_stride, STREAMED_BYTES)), codes_(BITS < 8 ? BLOCKS * chunk_tiles(BITS) * TILE_CODES : 0),
-        sums_(x.rows * COLUMNS) {}
+        streamed_(streams(out, x.rows * out.row_stride, STREAMED_BYTES)),
+        codes_(BITS < 8 ? BLOCKS * chunk_tiles(BITS) * TILE_CODES : 0), sums_(x.rows * COLUMNS) {}
 
   void pair(const Pair& pair) const {
     const int64_t each = ceil_div(chunk_tiles(BITS), segments_.tiles_each);
