@@ -16,7 +16,10 @@ namespace {
 
 constexpr int64_t BLOCKS = 2;
 constexpr int64_t COLUMNS = BLOCKS * BLOCK_N;
-constexpr int64_t CHUNK_TILES = SEGMENT_K / TILE_K;  // K-tiles of a chunk, whole segments: 8 KB of codes
+// K-tiles of a chunk, whole segments: 8 KB of codes decoded, 16 KB where they are read as they lie.
+constexpr int64_t chunk_tiles(int bits) {
+  return (bits == 8 ? 2 : 1) * (SEGMENT_K / TILE_K);
+}
 constexpr int64_t TILE_CODES = TILE_K * BLOCK_N;
 constexpr int64_t STREAMED_BYTES = 1 << 20;  // of y: so many leave L2 anyway
 
@@ -96,7 +99,8 @@ TORCHCOINFER_AVX512 void multiply(const QuantMatrix& w, const Chunk& chunk, cons
 #pragma GCC unroll 12
     for (int m = 0; m < ROWS; ++m)
 #pragma GCC unroll 2
-      for (int b = 0; b < BLOCKS; ++b) parts[m][b] = start(w, place[b], starts[m]);
+      for (int b = 0; b < BLOCKS; ++b)
+        parts[m][b] = DIGITS > 1 && m % DIGITS == 0 ? _mm512_setzero_si512() : start(w, place[b], starts[m]);
     add_lanes<BITS, ROWS>(chunk, begin, end, x + begin * ROWS, parts);
 #pragma GCC unroll 2
     for (int b = 0; b < BLOCKS; ++b) {
@@ -152,11 +156,11 @@ class Gemm {
         low_(x.rows / tiles_.count), first_(multiply_of<BITS>(x.digits, low_)),
         others_{multiply_of<8>(x.digits, low_),
                 multiply_of<8>(x.digits, std::min(low_ + 1, RowTiles::MOST / x.digits))},
-        streamed_(streams(out, x.rows * out.row_stride, STREAMED_BYTES)), codes_(BLOCKS * CHUNK_TILES * TILE_CODES),
-        sums_(x.rows * COLUMNS) {}
+        streamed_(streams(out, x.rows * out.row_stride, STREAMED_BYTES)),
+        codes_(BITS < 8 ? BLOCKS * chunk_tiles(BITS) * TILE_CODES : 0), sums_(x.rows * COLUMNS) {}
 
   void pair(const Pair& pair) const {
-    const int64_t each = ceil_div(CHUNK_TILES, segments_.tiles_each);
+    const int64_t each = ceil_div(chunk_tiles(BITS), segments_.tiles_each);
     const bool streamed = streamed_ && pair.block[1] > pair.block[0] && is_whole_pair(out_, pair.block[0]);
     for (int64_t s = 0; s < segments_.count; s += each)
       chunk(pair, s, std::min(s + each, segments_.count), streamed);
@@ -179,7 +183,7 @@ class Gemm {
     for (int64_t b = 0; b < BLOCKS; ++b) {
       chunk.place[b] = pair.block[b] * segments_.groups() + group;
       chunk.codes[b] = packed(pair.block[b], t0);
-      chunk.decoded[b] = codes_.get() + b * CHUNK_TILES * TILE_CODES;
+      chunk.decoded[b] = codes_.get() + b * chunk_tiles(BITS) * TILE_CODES;
       const int64_t block = pair.block[b] + (t1 == segments_.tiles ? BLOCKS : 0);
       chunk.ahead[b] = packed(std::min(block, end_block_ - 1), t1 % segments_.tiles);
     }

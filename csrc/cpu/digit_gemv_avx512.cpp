@@ -70,7 +70,7 @@ TORCHCOINFER_AVX512 void gemv_blocks(const QuantMatrix& w, const DigitRows& x, c
       const int64_t place = (first + b * step) * segments.groups() + segments.group(s);
 #pragma GCC unroll 16
       for (int m = 0; m < ROWS; ++m) {
-        parts[b][m][0] = start(w, place, starts[m]);
+        parts[b][m][0] = DIGITS > 1 && m % DIGITS == 0 ? _mm512_setzero_si512() : start(w, place, starts[m]);
         if (CHAINS > 1) parts[b][m][1] = _mm512_setzero_si512();
       }
     }

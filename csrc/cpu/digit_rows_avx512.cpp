@@ -151,6 +151,10 @@ TORCHCOINFER_AVX512_INLINE void put_segment(const SourceRows& x, int64_t row, in
         _mm512_mask_i32scatter_epi32(place, mask, steps, lanes[d], sizeof(int32_t));
     }
   }
+  if (DIGITS > 1) {  // the first two digits' sums are put together before they are used
+    sums[1] = _mm512_add_epi32(_mm512_slli_epi32(sums[0], 8), sums[1]);
+    sums[0] = _mm512_setzero_si512();
+  }
   for (int d = 0; d < DIGITS; ++d)
     out.starts[segment * out.start_step + d] = -out.factor * _mm512_reduce_add_epi32(sums[d]);
 }

@@ -16,7 +16,7 @@ namespace torchcoinfer::avx512 {
 // neighboring k of one digit:
 //   lanes   [KT * 8][tile rows][digits]
 //   starts  [S][tile rows][digits]: minus the sum of the segment's digits, times the implicit zero point where the
-//           weight is symmetric
+//           weight is symmetric; of several digits the first has 0 and the second 256 * first + second
 //   scales  one digit: [tile rows]; else [S][tile rows]
 struct DigitRows {
   const int32_t* lanes;
