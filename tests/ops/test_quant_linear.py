@@ -138,7 +138,8 @@ def test_all_scale_and_bias_dtypes(isa):
 def test_outputs_beyond_the_caches(isa, dtype):
     """Large outputs may be stored another way: the same bits as rows asked for a few at a time."""
     K = 32
-    for M, N in ((1024, 1600), (1024, 1608), (1024, 1599)):  # rows of y that are whole lines of memory, and not
+    # rows of y that are whole lines of memory, and not
+    for M, N in ((1024, 1600), (1024, 1608), (1024, 1599)):
         buffers = quantized(N, K, 4, 32, False)
         x, bias = torch.randn(M, K).to(dtype), torch.randn(N)
         y = ops.quant_linear(x, *buffers, bias, 4, 32, N, 8)
