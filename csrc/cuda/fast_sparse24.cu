@@ -21,6 +21,8 @@ constexpr double LATENCY_CLOCKS = 1300;
 constexpr double START_CLOCKS = 1500;  // of a thread block until its first product
 constexpr double SPLIT_CLOCKS = 3500;  // of one more kernel
 constexpr double PRODUCT_CLOCKS = 2;   // of an mma.sp
+// Instructions of a warp's quad, by the disassembly: two n-blocks, and each fragment of x; and those issued a clock.
+constexpr double QUAD_INSTRUCTIONS = 260, CODE_INSTRUCTIONS = 420, FRAGMENT_INSTRUCTIONS = 12, ISSUED = 2.5;
 constexpr double HIDDEN_SHARE = 0.1;
 
 int64_t slot_bytes(int bits) {
@@ -41,7 +43,7 @@ int64_t finish(const SparseMatrix& w, int64_t rows, Cut24* cut) {
   return stage;
 }
 
-// Estimated clocks of a cut: the slowest of memory, one multiprocessor's copies and its products, and what starts cost.
+// Estimated clocks of a cut: the slowest of memory, one multiprocessor's copies, products and instructions, and starts.
 double clocks(const SparseMatrix& w, int64_t rows, const Cut24& cut, int64_t stage, int64_t processors) {
   const auto real = [](int64_t value) { return static_cast<double>(value); };
   const int64_t high = rows < cut.rows_of_block() ? rows : cut.rows_of_block();
@@ -54,11 +56,14 @@ double clocks(const SparseMatrix& w, int64_t rows, const Cut24& cut, int64_t sta
   const double under_way = real((STAGES - 1) * stage * at_once) / LATENCY_CLOCKS;
   const double copies = real(each * steps * stage) / std::min(L2_BYTES, under_way);
   const double products = real(each * steps * QUAD * COLUMNS_AT_ONCE * ceil_div(high, 8) * WARPS / cut.m_warps);
+  const double of_quad = w.bits ? CODE_INSTRUCTIONS : QUAD_INSTRUCTIONS;
+  const double fragments = real(ceil_div(ceil_div(high, 8), cut.m_warps));
+  const double issue = real(each * steps * WARPS) * (of_quad + FRAGMENT_INSTRUCTIONS * fragments) / ISSUED;
   const double weights = real(ceil_div(w.N, BLOCK_N) * quads * slot_bytes(w.bits)) / (DRAM_BYTES * real(processors));
   const double parts = real(2 * cut.splits * rows * w.N * 4) / (L2_BYTES * real(processors));
-  const double busy = std::max({weights, copies, products * PRODUCT_CLOCKS});
+  const double busy = std::max({weights, copies, products * PRODUCT_CLOCKS, issue});
   // what hides behind the slowest costs a little too: of two cuts that memory bounds, the one with less to do elsewhere
-  const double hidden = HIDDEN_SHARE * (weights + copies + products * PRODUCT_CLOCKS);
+  const double hidden = HIDDEN_SHARE * (weights + copies + products * PRODUCT_CLOCKS + issue);
   return busy + hidden + real(ceil_div(each, at_once)) * START_CLOCKS + (cut.splits > 1 ? SPLIT_CLOCKS + parts : 0);
 }
 
@@ -119,10 +124,10 @@ int64_t sparse24_scratch(const SparseMatrix& w, int64_t rows) {
   return cut.splits > 1 ? cut.splits * rows * w.N : 0;
 }
 
-const char* fast_sparse24(const SparseMatrix& w, const void* x, int64_t rows, const float* bias, void* y, Element type,
-                          float* scratch, void* stream) {
+const char* fast_sparse24(const SparseMatrix& w, const void* x, int64_t x_columns, int64_t rows, const float* bias,
+                          void* y, Element type, float* scratch, void* stream) {
   if (rows == 0) return nullptr;
-  const Launch24 all{w, cut_for(w, rows), x, rows, bias, y, type, scratch, stream};
+  const Launch24 all{w, cut_for(w, rows), x, x_columns, rows, bias, y, type, scratch, stream};
   return type == Element::float16 ? run<__half>(all) : run<__nv_bfloat16>(all);
 }
 

@@ -37,6 +37,7 @@ struct Launch24 {
   const SparseMatrix& w;
   Cut24 cut;
   const void* x;
+  int64_t columns;  // of x
   int64_t rows;
   const float* bias;
   void* y;
