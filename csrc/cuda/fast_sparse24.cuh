@@ -271,9 +271,9 @@ const char* run_sparse24(const Launch24& all) {
     const int64_t count = all.rows - row < most ? all.rows - row : most;
     const dim3 grid(static_cast<unsigned>(cut.groups), static_cast<unsigned>(ceil_div(count, high)),
                     static_cast<unsigned>(cut.splits));
-    launch(kernel, grid, THREADS, cut.shared_bytes, all.stream, all.w, static_cast<const T*>(all.x) + row * all.columns,
-           all.columns, count, all.bias, static_cast<T*>(all.y) + row * all.w.N,
-           cut.splits > 1 ? all.parts : nullptr, cut);
+    launch(kernel, grid, THREADS, static_cast<size_t>(cut.shared_bytes), all.stream, all.w,
+           static_cast<const T*>(all.x) + row * all.columns, all.columns, count, all.bias,
+           static_cast<T*>(all.y) + row * all.w.N, cut.splits > 1 ? all.parts : nullptr, cut);
     if (cut.splits == 1) continue;
     const char* error = reduce_splits(all.parts, cut.splits, count, all.w.N, nullptr, all.bias,
                                       static_cast<T*>(all.y) + row * all.w.N, all.type, all.stream);

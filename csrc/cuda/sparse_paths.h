@@ -20,7 +20,7 @@ constexpr int64_t PLAIN_ROWS = 16;
 inline SparsePath sparse_path(const cuda::SparseMatrix& w, cuda::Element x, int64_t rows, int64_t activation_bits) {
   if (rows == 0 || w.N == 0 || w.K == 0) return SparsePath::plain;  // nothing to multiply
   if (activation_bits) return SparsePath::plain;
-  if (cuda::sparse24_serves(w, x) && rows < DECODE_24_ROWS) return SparsePath::two_of_four;
+  if (rows < DECODE_24_ROWS && cuda::sparse24_serves(w, x, rows)) return SparsePath::two_of_four;
   if (cuda::bitmap_serves(w, x) && rows <= BITMAP_ROWS) return SparsePath::bitmap;
   return rows <= PLAIN_ROWS ? SparsePath::plain : SparsePath::decoded;
 }

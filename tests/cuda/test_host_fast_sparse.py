@@ -82,6 +82,13 @@ def test_24_of_many_sizes_is_near_float64(model, bits, dtype, N, K, group_size, 
     check(model, "2:4", bits, dtype, N, K, group_size, symmetric, rows, mask_of("2:4", N, K))
 
 
+@pytest.mark.parametrize("K, rows", [(2000, 33), (4100, 8)])
+@pytest.mark.parametrize("bits", [0, 4])
+def test_24_whose_thread_blocks_share_columns(model, bits, K, rows):
+    # so long and narrow that K is split, on the three processors of the model
+    check(model, "2:4", bits, torch.float16, 16, K, 64, False, rows, mask_of("2:4", 16, K))
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("bits", [0, 3])
 def test_24_of_very_many_rows_is_decoded(model, bits, dtype):
