@@ -1,7 +1,7 @@
 // 2:4 linear layer by mma.sp, float survivors (BITS 0) and codes, for float16 and bfloat16 x. Device order only.
 //
 // A thread block takes COLUMNS_AT_ONCE n-blocks a warp, `n_warps` warps wide, for up to 8 MT rows of x a warp,
-// `m_warps` warps high; the rest of its 8 warps share the columns of K among them and add up in shared memory at the end. Where
+// `m_warps` warps high; the rest of its 8 warps share the columns of K and add up in shared memory at the end. Where
 // that leaves multiprocessors idle, K is split over blockIdx.z too, and `reduce_splits` adds the parts, always in the
 // same order. A stage, one quad (128 columns) a k-warp, is copied asynchronously, STAGES deep:
 //
@@ -31,120 +31,161 @@ struct Slot {
   static constexpr int BYTES = ZEROS + (BITS ? QUAD * BLOCK_N : 0);
 };
 
+// A thread's part of a block's work: what it copies for the next stage, and where it reads.
 template <typename T, int BITS, int MT>
 struct Work24 {
   using Layout = Slot<BITS>;
+  static constexpr int HALF_WARP = LANES / 2;  // copies the index, scales and zero points of one n-block
   const SparseMatrix& w;
-  const T* x;  // [count, K], from the block's first row
-  int count;
-  bool whole_chunks;  // x can be copied in 16 bytes
-  int64_t tiles, blocks, first_quad, end_quad, first_block;
-  int lane, of_m, of_n, of_k, m_warps, n_warps, k_warps, row_stride;
+  int count, tiles, lane, of_m, of_n, of_k, m_warps, n_warps, k_warps, row_stride;
+  int quad, end_quad;  // of the block's next stage; where the block ends
+  // x: the thread's first row, its next place and column, how many rows it goes on
+  int row, rows_on, column, columns;
+  const T* x;
+  int64_t x_on;
+  uint32_t x_rows[MT];  // bytes into a stage: the lane's part of ldmatrix for 8 rows of x
+  // weights: the lane's next place in the values of both n-blocks, in the index of one, in its scales or zero points
+  const unsigned char *values[COLUMNS_AT_ONCE], *index, *grid;
+  int group, groups, group_on;  // of the grid's place; all; a step further
+  int64_t grid_on;              // bytes
+  bool has_grid;                // the lane copies some of it
+
+  __device__ Work24(const SparseMatrix& weight, const Cut24& cut, const T* rows_of_x, int64_t x_columns, int row_count)
+      : w(weight), count(row_count) {
+    const int warp = threadIdx.x / WARP;
+    lane = threadIdx.x % WARP, m_warps = cut.m_warps, n_warps = cut.n_warps, k_warps = cut.k_warps;
+    of_m = warp % m_warps, of_n = warp / m_warps % n_warps, of_k = warp / (m_warps * n_warps);
+    row_stride = cut.row_stride(), tiles = static_cast<int>(ceil_div(w.K, TILE_K));
+    quad = static_cast<int>(blockIdx.z * cut.quads);
+    end_quad = min(quad + static_cast<int>(cut.quads), static_cast<int>(ceil_div(tiles, QUAD)));
+    const int chunks = k_warps * (QUAD_K / 8);
+    row = threadIdx.x / chunks, rows_on = THREADS / chunks, columns = static_cast<int>(x_columns);
+    column = static_cast<int>(threadIdx.x) % chunks * 8;
+    x = rows_of_x + row * x_columns + quad * QUAD_K + column, x_on = rows_on * x_columns;
+#pragma unroll
+    for (int f = 0; f < MT; ++f) {
+      const int of_block = min((of_m * MT + f) * 8 + lane % 8, count - 1);
+      x_rows[f] = static_cast<uint32_t>((of_block * row_stride + of_k * QUAD_K + lane / 8 * 8) * 2);
+      keep(x_rows[f]);
+    }
+    begin_weights();
+    column += quad * QUAD_K;
+  }
+
+  __device__ void begin_weights() {
+    const int64_t blocks = ceil_div(w.N, BLOCK_N), first = quad + of_k;
+    const int64_t block = (static_cast<int64_t>(blockIdx.x) * n_warps + of_n) * COLUMNS_AT_ONCE;
+    const auto block_of = [&](int b) { return block + b < blocks ? block + b : blocks - 1; };
+#pragma unroll
+    for (int b = 0; b < COLUMNS_AT_ONCE; ++b)
+      values[b] = static_cast<const unsigned char*>(w.values) + (block_of(b) * tiles + first * QUAD) * Layout::TILE +
+                  lane * CHUNK_BYTES;
+    const int64_t own = block_of(lane / HALF_WARP);
+    index = w.index + (own * tiles + first * QUAD) * INDEX_BYTES + lane % HALF_WARP * CHUNK_BYTES;
+    if constexpr (BITS != 0) {
+      const int at = lane % HALF_WARP, i = at < 2 * QUAD ? at / 2 : at - 2 * QUAD;  // 8 lanes of scales, 4 of zeros
+      groups = static_cast<int>(group_count(w.K, w.group_size)), group_on = w.group_size ? k_warps * grids_of_quad() : 0;
+      group = (w.group_size ? static_cast<int>(first) * grids_of_quad() : 0) + i;
+      const int64_t place = own * groups + min(group, groups - 1);
+      grid = at < 2 * QUAD ? static_cast<const unsigned char*>(w.scales) + place * 2 * BLOCK_N + at % 2 * CHUNK_BYTES
+                           : w.zeros + place * BLOCK_N;
+      grid_on = group_on * (at < 2 * QUAD ? 2 * BLOCK_N : BLOCK_N);
+      has_grid = i < grids_of_quad() && at < (w.zeros ? 3 : 2) * QUAD;
+    }
+  }
 
   __device__ int x_bytes() const {
     return count * row_stride * 2;
   }
-  __device__ unsigned char* slot(unsigned char* stage, int b) const {
-    return stage + x_bytes() + ((of_k * n_warps + of_n) * COLUMNS_AT_ONCE + b) * Layout::BYTES;
+  __device__ unsigned char* slots(unsigned char* stage) const {
+    return stage + x_bytes() + (of_k * n_warps + of_n) * COLUMNS_AT_ONCE * Layout::BYTES;
   }
-
-  __device__ void fill(int step, unsigned char* stage) const {
-    const int64_t quad = first_quad + static_cast<int64_t>(step) * k_warps;
-    if (quad < end_quad) {
-      fill_x(quad * QUAD_K, reinterpret_cast<T*>(stage));
-      for (int b = of_m; b < COLUMNS_AT_ONCE && quad + of_k < end_quad; b += m_warps)
-        fill_slot(first_block + b < blocks ? first_block + b : blocks - 1, quad + of_k, slot(stage, b));
-    }
-    commit_copies();
-  }
-
-  __device__ void fill_x(int64_t first, T* to) const {
-    const int chunks = k_warps * QUAD_K / 8, shift = __ffs(chunks) - 1;
-    for (int i = threadIdx.x; i < count * chunks; i += THREADS) {
-      const int m = i >> shift, column = (i & (chunks - 1)) * 8;
-      const int64_t k = first + column;
-      T* target = to + m * row_stride + column;
-      const T* source = x + m * w.K + k;
-      if (whole_chunks)
-        copy_async(target, k < w.K ? source : x, k < w.K);
-      else
-        for (int j = 0; j < 8; ++j) target[j] = k + j < w.K ? source[j] : T(0.f);
-    }
-  }
-
-  __device__ void fill_slot(int64_t block, int64_t quad, unsigned char* to) const {
-    const int64_t tile = block * tiles + quad * QUAD;
-    const auto* values = static_cast<const unsigned char*>(w.values) + tile * Layout::TILE;
-    const uint8_t* index = w.index + tile * INDEX_BYTES;
-    const int there = static_cast<int>(tiles - quad * QUAD);
-    if (there >= QUAD) {
-#pragma unroll
-      for (int i = 0; i < Layout::INDEX; i += ROUND_BYTES)
-        if (i + lane * CHUNK_BYTES < Layout::INDEX)
-          copy_async(to + i + lane * CHUNK_BYTES, values + i + lane * CHUNK_BYTES);
-      if (lane < QUAD * INDEX_BYTES / CHUNK_BYTES)
-        copy_async(to + Layout::INDEX + lane * CHUNK_BYTES, index + lane * CHUNK_BYTES);
-    } else {
-      fill_rest(values, index, there, to);
-    }
-    if constexpr (BITS != 0) fill_grid(block, quad, to);
-  }
-
-  // The tiles after the last quad, as if they were one.
-  __device__ void fill_rest(const unsigned char* values, const uint8_t* index, int there, unsigned char* to) const {
-    if constexpr (BITS == 0) {
-      for (int u = 0; u < QUAD; ++u)
-        copy_async(to + u * ROUND_BYTES + lane * LANE_BYTES,
-                   u < there ? values + u * ROUND_BYTES + lane * LANE_BYTES : values, u < there);
-    } else {
-      rest_of_plane<plane(BITS, 0).bits>(values, there, lane, Layout::TILE, to);
-      if constexpr (plane_count(BITS) == 2)
-        rest_of_plane<plane(BITS, 1).bits>(values + LANES * plane(BITS, 1).shift, there, lane, Layout::TILE,
-                                           to + QUAD * LANES * plane(BITS, 1).shift);
-    }
-    if (lane >= INDEX_BYTES / 4) return;
-    auto* words = reinterpret_cast<uint32_t*>(to + Layout::INDEX);
-    for (int u = 0; u < QUAD; ++u)
-      words[2 * (lane / 2 * 4 + u % 2 * 2 + lane % 2) + u / 2] =
-          u < there ? reinterpret_cast<const uint32_t*>(index + u * INDEX_BYTES)[lane] : ANY_INDEX;
-  }
-
   __device__ int grids_of_quad() const {
     return w.group_size ? QUAD_K / static_cast<int>(w.group_size) : 1;
   }
-  __device__ void fill_grid(int64_t block, int64_t quad, unsigned char* to) const {
-    const int64_t groups = group_count(w.K, w.group_size), first = w.group_size ? quad * grids_of_quad() : 0;
-    const int i = lane < 2 * QUAD ? lane / 2 : lane - 2 * QUAD;
-    const bool there = i < grids_of_quad() && first + i < groups;
-    const int64_t row = there ? (block * groups + first + i) * BLOCK_N : 0;
-    if (lane < 2 * QUAD)
-      copy_async(to + Layout::SCALES + lane * CHUNK_BYTES,
-                 static_cast<const unsigned char*>(w.scales) + 2 * row + lane % 2 * CHUNK_BYTES, there);
-    else if (lane < 3 * QUAD && w.zeros)
-      copy_async(to + Layout::ZEROS + i * CHUNK_BYTES, w.zeros + row, there);
+
+  // Starts the copies of the next stage.
+  __device__ __forceinline__ void fill(unsigned char* stage) {
+    if (quad < end_quad) {
+      unsigned char* to = stage + row * row_stride * 2 + threadIdx.x % (k_warps * (QUAD_K / 8)) * CHUNK_BYTES;
+      const T* from = x;
+      for (int m = row; m < count; m += rows_on) {
+        copy_async(to, from, column < columns);
+        to += rows_on * row_stride * 2, from += x_on;
+      }
+      if (quad + of_k < end_quad) fill_slots(slots(stage));
+    }
+    commit_copies();
+    quad += k_warps, column += k_warps * QUAD_K, x += k_warps * QUAD_K;
+#pragma unroll
+    for (int b = 0; b < COLUMNS_AT_ONCE; ++b) values[b] += k_warps * QUAD * Layout::TILE;
+    index += k_warps * QUAD * INDEX_BYTES;
+    if constexpr (BITS != 0) grid += grid_on, group += group_on;
+  }
+
+  __device__ __forceinline__ bool copies(int b) const {
+    return m_warps == 1 || b == of_m;  // two m-warps read the same slots
+  }
+
+  __device__ __forceinline__ void fill_slots(unsigned char* to) const {
+    const int there = tiles - (quad + of_k) * QUAD, own = lane / HALF_WARP;
+    if (there >= QUAD) {
+#pragma unroll
+      for (int b = 0; b < COLUMNS_AT_ONCE; ++b)
+#pragma unroll
+        for (int i = 0; i < Layout::INDEX; i += ROUND_BYTES)
+          if (copies(b) && i + lane * CHUNK_BYTES < Layout::INDEX)
+            copy_async(to + b * Layout::BYTES + i + lane * CHUNK_BYTES, values[b] + i);
+      if (copies(own)) copy_async(to + own * Layout::BYTES + Layout::INDEX + lane % HALF_WARP * CHUNK_BYTES, index);
+    } else {
+      for (int b = 0; b < COLUMNS_AT_ONCE; ++b)
+        if (copies(b)) fill_rest(b, there, to + b * Layout::BYTES);
+    }
+    if constexpr (BITS != 0) {
+      if (has_grid && copies(own))  // zeros beyond the last group: a scale of NaN would spoil x's zeros
+        copy_async(to + own * Layout::BYTES + Layout::SCALES + lane % HALF_WARP * CHUNK_BYTES, grid, group < groups);
+    }
+  }
+
+  // The tiles after the last quad, as if they were one.
+  __device__ void fill_rest(int b, int there, unsigned char* to) const {
+    const unsigned char* from = values[b] - lane * CHUNK_BYTES;
+    if constexpr (BITS == 0) {
+      for (int u = 0; u < QUAD; ++u)
+        copy_async(to + u * ROUND_BYTES + lane * LANE_BYTES,
+                   from + (u < there ? u * ROUND_BYTES : 0) + lane * LANE_BYTES, u < there);
+    } else {
+      rest_of_plane<plane(BITS, 0).bits>(from, there, lane, Layout::TILE, to);
+      if constexpr (plane_count(BITS) == 2)
+        rest_of_plane<plane(BITS, 1).bits>(from + LANES * plane(BITS, 1).shift, there, lane, Layout::TILE,
+                                           to + QUAD * LANES * plane(BITS, 1).shift);
+    }
+    if (lane / HALF_WARP != b) return;
+    const int at = lane % HALF_WARP;
+    const auto* nibbles = reinterpret_cast<const uint32_t*>(index - at * CHUNK_BYTES);
+    auto* words = reinterpret_cast<uint32_t*>(to + Layout::INDEX);
+    for (int u = 0; u < QUAD; ++u) {
+      const uint32_t of_tile = u < there ? nibbles[u * (INDEX_BYTES / 4) + at] : ANY_INDEX;
+      words[2 * (at / 2 * 4 + u % 2 * 2 + at % 2) + u / 2] = of_tile;
+    }
   }
 
   // sums[b][f][i]: value i of the product of n-block b and rows 8f .. 8f + 7 of the warp's part of x
   __device__ void multiply(unsigned char* stage, float (&sums)[COLUMNS_AT_ONCE][MT][4]) const {
-    const T* rows[MT];
+    const unsigned char* rows[MT];
 #pragma unroll
-    for (int f = 0; f < MT; ++f) {
-      const int row = (of_m * MT + f) * 8 + lane % 8;
-      rows[f] = reinterpret_cast<const T*>(stage) + (row < count ? row : count - 1) * row_stride + of_k * QUAD_K +
-                lane / 8 * 8;
-    }
+    for (int f = 0; f < MT; ++f) rows[f] = stage + x_rows[f];
+    const Places places{Layout::INDEX, Layout::SCALES, w.zeros ? Layout::ZEROS : 0, grids_of_quad(),
+                        w.scale_type == Element::float16};
     Lane24<T, BITS> a[COLUMNS_AT_ONCE];
 #pragma unroll
-    for (int b = 0; b < COLUMNS_AT_ONCE; ++b)
-      a[b].load(slot(stage, b), Places{Layout::INDEX, Layout::SCALES, w.zeros ? Layout::ZEROS : 0, grids_of_quad(),
-                                       w.scale_type == Element::float16},
-                lane);
+    for (int b = 0; b < COLUMNS_AT_ONCE; ++b) a[b].load(slots(stage) + b * Layout::BYTES, places, lane);
 #pragma unroll
     for (int u = 0; u < QUAD; ++u) {
       uint32_t part[MT][4];
 #pragma unroll
       for (int f = 0; f < MT; ++f)
-        if ((of_m * MT + f) * 8 < count) load_matrices<4>(part[f], rows[f] + u * TILE_K);
+        if ((of_m * MT + f) * 8 < count) load_matrices<4>(part[f], rows[f] + u * TILE_K * 2);
 #pragma unroll
       for (int b = 0; b < COLUMNS_AT_ONCE; ++b) {
         uint32_t fragment[4];
@@ -177,11 +218,12 @@ struct Work24 {
         }
     __syncthreads();
     const int64_t first_column = static_cast<int64_t>(blockIdx.x) * columns;
-    for (int i = threadIdx.x; i < count * columns; i += THREADS) {
-      const int row = i / columns;
-      const int64_t column = first_column + i % columns;
+    const int shift = __ffs(columns) - 1;  // a power of two
+    for (int i = threadIdx.x; i < count << shift; i += THREADS) {
+      const int row = i >> shift, of_block = i & (columns - 1);
+      const int64_t column = first_column + of_block;
       float sum = 0.f;
-      for (int k = 0; k < k_warps; ++k) sum += out[(k * count + row) * stride + i % columns];
+      for (int k = 0; k < k_warps; ++k) sum += out[(k * count + row) * stride + of_block];
       if (column >= w.N) continue;
       if (parts)
         parts[(blockIdx.z * rows + first_row + row) * w.N + column] = sum;
@@ -191,44 +233,27 @@ struct Work24 {
   }
 };
 
-// parts: nullptr, or float [splits, rows, N] for sums that are not whole yet
+// x: [rows, columns], columns a multiple of 8, zeros beyond K, from a multiple of 16 bytes. parts: nullptr, or float
+// [splits, rows, N] for sums that are not whole yet.
 template <typename T, int BITS, int MT>
 __global__ void __launch_bounds__(THREADS, MT <= 2 ? 2 : 1)
-    multiply24(SparseMatrix w, const T* x, int64_t rows, const float* bias, T* y, float* parts, Cut24 cut) {
+    multiply24(SparseMatrix w, const T* x, int64_t columns, int64_t rows, const float* bias, T* y, float* parts,
+               Cut24 cut) {
   auto* shared = static_cast<unsigned char*>(dynamic_shared());
-  const int warp = threadIdx.x / WARP, high = cut.m_warps * MT * 8;
-  const int64_t first_row = static_cast<int64_t>(blockIdx.y) * high, quads = ceil_div(ceil_div(w.K, TILE_K), QUAD);
-  const int of_m = warp % cut.m_warps, of_n = warp / cut.m_warps % cut.n_warps;
-  const int64_t first_quad = blockIdx.z * cut.quads, last = first_quad + cut.quads;
-  const Work24<T, BITS, MT> work{
-      w,
-      x + first_row * w.K,
-      static_cast<int>(rows - first_row < high ? rows - first_row : high),
-      w.K % 8 == 0 && reinterpret_cast<uintptr_t>(x) % CHUNK_BYTES == 0,
-      ceil_div(w.K, TILE_K),
-      ceil_div(w.N, BLOCK_N),
-      first_quad,
-      last < quads ? last : quads,
-      (static_cast<int64_t>(blockIdx.x) * cut.n_warps + of_n) * COLUMNS_AT_ONCE,
-      static_cast<int>(threadIdx.x) % WARP,
-      of_m,
-      of_n,
-      warp / (cut.m_warps * cut.n_warps),
-      cut.m_warps,
-      cut.n_warps,
-      cut.k_warps,
-      cut.row_stride(),
-  };
+  const int high = cut.rows_of_block();
+  const int64_t first_row = static_cast<int64_t>(blockIdx.y) * high;
+  const int count = static_cast<int>(rows - first_row < high ? rows - first_row : high);
+  Work24<T, BITS, MT> work(w, cut, x + first_row * columns, columns, count);
   const int stage_bytes = work.x_bytes() + cut.n_warps * cut.k_warps * COLUMNS_AT_ONCE * Slot<BITS>::BYTES;
-  const int steps = static_cast<int>(ceil_div(work.end_quad - first_quad, cut.k_warps));
   float sums[COLUMNS_AT_ONCE][MT][4] = {};
-  for (int step = 0; step < STAGES - 1; ++step) work.fill(step, shared + step * stage_bytes);
-  for (int step = 0; step < steps; ++step) {
+  for (int step = 0; step < STAGES - 1; ++step) work.fill(shared + step * stage_bytes);
+  int at = 0, to_fill = STAGES - 1;  // stages
+  for (int quad = static_cast<int>(blockIdx.z * cut.quads); quad < work.end_quad; quad += cut.k_warps) {
     wait_copies<STAGES - 2>();
     __syncthreads();  // what everybody copied for this step is there, and the stage before is free
-    work.fill(step + STAGES - 1, shared + (step + STAGES - 1) % STAGES * stage_bytes);
-    if (first_quad + static_cast<int64_t>(step) * cut.k_warps + work.of_k < work.end_quad)
-      work.multiply(shared + step % STAGES * stage_bytes, sums);
+    work.fill(shared + to_fill * stage_bytes);
+    if (quad + work.of_k < work.end_quad) work.multiply(shared + at * stage_bytes, sums);
+    at = at + 1 < STAGES ? at + 1 : 0, to_fill = to_fill + 1 < STAGES ? to_fill + 1 : 0;
   }
   wait_copies<0>();
   __syncthreads();  // the stages become sums
@@ -246,8 +271,9 @@ const char* run_sparse24(const Launch24& all) {
     const int64_t count = all.rows - row < most ? all.rows - row : most;
     const dim3 grid(static_cast<unsigned>(cut.groups), static_cast<unsigned>(ceil_div(count, high)),
                     static_cast<unsigned>(cut.splits));
-    launch(kernel, grid, THREADS, cut.shared_bytes, all.stream, all.w, static_cast<const T*>(all.x) + row * all.w.K,
-           count, all.bias, static_cast<T*>(all.y) + row * all.w.N, cut.splits > 1 ? all.parts : nullptr, cut);
+    launch(kernel, grid, THREADS, static_cast<size_t>(cut.shared_bytes), all.stream, all.w,
+           static_cast<const T*>(all.x) + row * all.columns, all.columns, count, all.bias,
+           static_cast<T*>(all.y) + row * all.w.N, cut.splits > 1 ? all.parts : nullptr, cut);
     if (cut.splits == 1) continue;
     const char* error = reduce_splits(all.parts, cut.splits, count, all.w.N, nullptr, all.bias,
                                       static_cast<T*>(all.y) + row * all.w.N, all.type, all.stream);

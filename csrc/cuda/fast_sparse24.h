@@ -2,8 +2,6 @@
 
 #pragma once
 
-#include <cstddef>
-
 #include "cuda/kernels.h"
 #include "layout_device.h"
 
@@ -23,7 +21,7 @@ struct Cut24 {
   int splits;     // of K
   int64_t quads;  // of a split
   int64_t groups;  // of n-blocks: thread blocks along N
-  size_t shared_bytes;
+  int64_t shared_bytes;
 
   TORCHCOINFER_HOST_DEVICE int row_stride() const {
     return k_warps * QUAD_K + X_PAD;
@@ -37,6 +35,7 @@ struct Launch24 {
   const SparseMatrix& w;
   Cut24 cut;
   const void* x;
+  int64_t columns;  // of x
   int64_t rows;
   const float* bias;
   void* y;

@@ -13,10 +13,6 @@ template <typename T, int BITS>
 struct Dequantizer {
   uint32_t scale, zero;
 
-  __device__ __forceinline__ void set(float of_scale, int point) {
-    scale = pair_of<T>(of_scale, of_scale);
-    zero = zero_operand<T, BITS>(point);
-  }
   __device__ __forceinline__ uint32_t values(uint32_t codes) const {
     const uint32_t steps = less_zero<T, BITS>(codes, zero);
     return same_bits<uint32_t>(__hmul2(same_bits<PairOf<T>>(steps), same_bits<PairOf<T>>(scale)));
@@ -99,10 +95,13 @@ struct Lane24 {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const int n = group * BLOCK_N + lane / 4 + 8 * h;
-      const uint16_t bits = reinterpret_cast<const uint16_t*>(slot + at.scales)[n];
-      const float scale =
-          at.half_scales ? __half2float(__ushort_as_half(bits)) : __bfloat162float(__ushort_as_bfloat16(bits));
-      rows[h].set(scale, at.zeros ? slot[at.zeros + n] : implicit_zero(BITS));
+      uint32_t scale = reinterpret_cast<const uint16_t*>(slot + at.scales)[n];
+      if (std::is_same_v<T, __nv_bfloat16> && at.half_scales)
+        scale = __float_as_uint(__bfloat162float(
+                    __float2bfloat16_rn(__half2float(__ushort_as_half(static_cast<unsigned short>(scale)))))) >>
+                16;
+      rows[h].scale = scale * 0x00010001u;
+      rows[h].zero = zero_operand<T, BITS>(at.zeros ? slot[at.zeros + n] : implicit_zero(BITS));
     }
   }
 };

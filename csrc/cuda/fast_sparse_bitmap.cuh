@@ -1,9 +1,9 @@
 // A warp's walk through its tiles of a bitmap n-block: masks to ranks, survivors to operand A of mma_16816.
 //
 // Survivors are copied as they lie in the stream, 256 a round, 8 a lane, DEPTH rounds ahead, and become pairs in a
-// ring: entry i holds survivors i - 1 and i, so that one aligned word gives two neighbors from anywhere. A lane's part of
-// four groups (16 columns) is one byte of a mask word: rows 2g and 2g + 1 of group t, four columns each. Its rank is the
-// survivors before the word's half, from a scan over the 32 halves of two tiles, and the bits below it in the half:
+// ring: entry i holds survivors i - 1 and i, so that one aligned word gives two neighbors from anywhere. A lane's part
+// of four groups (16 columns) is one byte of a mask word: rows 2g and 2g + 1 of group t, four columns each. Its rank is
+// the survivors before the word's half, from a scan over the 32 halves of two tiles, and the bits below it in the half:
 //
 //   mask word of group t:  | row 0 | row 1 | .. | row 2g | row 2g + 1 | .. | row 15 |     4 bits a row
 //                            <- rank: bits set here ->     k0 k1 k2 k3

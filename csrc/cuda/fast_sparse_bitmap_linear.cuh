@@ -202,7 +202,8 @@ const char* run_bitmap(const LaunchBitmap& all) {
     const int64_t count = all.rows - row < most ? all.rows - row : most;
     const dim3 grid(blocks, static_cast<unsigned>(ceil_div(count, fragments * 8)));
     launch(kernel, grid, warps * WARP, shared > sums ? shared : sums, all.stream, all.w,
-           static_cast<const T*>(all.x) + row * all.columns, all.columns, count, all.bias, static_cast<T*>(all.y) + row * all.w.N);
+           static_cast<const T*>(all.x) + row * all.columns, all.columns, count, all.bias,
+           static_cast<T*>(all.y) + row * all.w.N);
   }
   return launch_error();
 }

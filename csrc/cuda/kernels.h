@@ -140,15 +140,13 @@ const char* byte_linear(const DenseMatrix& w, const int8_t* codes, const int32_t
                         const float* row_scales, int64_t rows, const float* bias, void* y, Element type, float* scratch,
                         void* stream);
 
-// Fast 2:4 by mma.sp: x [rows, K] and y [rows, N] of type (float16 or bfloat16) as they are, anywhere. `serves`: whether
-// matrix and type suit it.
-bool sparse24_serves(const SparseMatrix& w, Element type);
+// Fast 2:4 by mma.sp, x as above. `serves`: whether matrix, type and device suit it.
+bool sparse24_serves(const SparseMatrix& w, Element type, int64_t rows);
 int64_t sparse24_scratch(const SparseMatrix& w, int64_t rows);
-const char* fast_sparse24(const SparseMatrix& w, const void* x, int64_t rows, const float* bias, void* y, Element type,
-                          float* scratch, void* stream);
+const char* fast_sparse24(const SparseMatrix& w, const void* x, int64_t x_columns, int64_t rows, const float* bias,
+                          void* y, Element type, float* scratch, void* stream);
 
-// The same for bitmap, without scratch, meant for few rows, x as the dense kernels read it; and where it serves, the
-// weight, out: [N, K] of type.
+// The same for bitmap, without scratch, meant for few rows; and where it serves, the weight, out: [N, K] of type.
 bool bitmap_serves(const SparseMatrix& w, Element type);
 const char* fast_bitmap(const SparseMatrix& w, const void* x, int64_t x_columns, int64_t rows, const float* bias,
                         void* y, Element type, void* stream);

@@ -20,7 +20,7 @@ constexpr int64_t PLAIN_ROWS = 16;
 inline SparsePath sparse_path(const cuda::SparseMatrix& w, cuda::Element x, int64_t rows, int64_t activation_bits) {
   if (rows == 0 || w.N == 0 || w.K == 0) return SparsePath::plain;  // nothing to multiply
   if (activation_bits) return SparsePath::plain;
-  if (cuda::sparse24_serves(w, x) && rows < DECODE_24_ROWS) return SparsePath::two_of_four;
+  if (rows < DECODE_24_ROWS && cuda::sparse24_serves(w, x, rows)) return SparsePath::two_of_four;
   if (cuda::bitmap_serves(w, x) && rows <= BITMAP_ROWS) return SparsePath::bitmap;
   return rows <= PLAIN_ROWS ? SparsePath::plain : SparsePath::decoded;
 }
@@ -58,15 +58,16 @@ inline std::optional<Tensor> fast_sparse_linear(const Checker& checks, const cud
   if (path == SparsePath::decoded) return decoded_sparse_linear(checks, w, values, type, bias);
   Tensor y = empty_beside(x, size, x.scalar_type());
   void* stream = current_stream(x);
+  const Tensor padded = aligned_rows(checks, values, checks.floating("x", x), rows, w.K);
+  const int64_t columns = padded.numel() / rows;
   if (path == SparsePath::bitmap) {
-    const Tensor padded = aligned_rows(checks, values, checks.floating("x", x), rows, w.K);
-    check_launch(checks, cuda::fast_bitmap(w, padded.const_data_ptr(), padded.numel() / rows, rows, bias_data(of_bias),
+    check_launch(checks, cuda::fast_bitmap(w, padded.const_data_ptr(), columns, rows, bias_data(of_bias),
                                            y.mutable_data_ptr(), type, stream));
     return y;
   }
   const Tensor scratch = empty_beside(x, {cuda::sparse24_scratch(w, rows)}, ScalarType::Float);
-  check_launch(checks, cuda::fast_sparse24(w, values.const_data_ptr(), rows, bias_data(of_bias), y.mutable_data_ptr(),
-                                           type, mutable_data<float>(scratch), stream));
+  check_launch(checks, cuda::fast_sparse24(w, padded.const_data_ptr(), columns, rows, bias_data(of_bias),
+                                           y.mutable_data_ptr(), type, mutable_data<float>(scratch), stream));
   return y;
 }
 

@@ -64,6 +64,30 @@ void run_dense(int64_t N, int64_t K, int bits, int64_t rows) {
   expect("float_rows", cuda::float_rows(x.data(), Element::float32, rows, K, values.data(), nullptr));
 }
 
+// The fast kernels; random bytes are as good as packed codes in device order.
+void run_fast_dense(int64_t N, int64_t K, int bits, int64_t rows) {
+  const int64_t blocks = ceil_div(N, BLOCK_N), columns = ceil_div(K, 8) * 8, padded = ceil_div(K, 128) * 128;
+  const std::vector<uint8_t> packed = random_bytes(blocks * ceil_div(K, TILE_K) * tile_bytes(bits));
+  const std::vector<float> scales = random_floats(blocks * group_count(K, 64) * BLOCK_N), x = random_floats(rows * K);
+  const std::vector<uint8_t> zeros = random_bytes(scales.size());
+  const cuda::DenseMatrix w{packed.data(), scales.data(), zeros.data(), Element::float32, bits, 64, N, K, 1};
+  std::vector<uint16_t> source(rows * K), halves(rows * columns), weight(N * columns), y(rows * N);
+  expect("pad_rows", cuda::pad_rows(source.data(), Element::float16, rows, K, columns, halves.data(), nullptr));
+  expect("decode_weight", cuda::decode_weight(w, Element::float16, columns, weight.data(), nullptr));
+  const bool few = rows <= cuda::GEMV_ROWS;
+  std::vector<float> scratch(few ? cuda::gemv_scratch(w, rows) : cuda::gemm_scratch(w, rows)), row_scales(rows);
+  expect("fast linear", (few ? cuda::gemv_linear : cuda::gemm_linear)(w, halves.data(), Element::float16, columns, rows,
+                                                                      nullptr, y.data(), scratch.data(), nullptr));
+  const int64_t sum_rows = ceil_div(rows, cuda::BYTE_SUM_ROWS) * cuda::BYTE_SUM_ROWS;
+  std::vector<int8_t> codes(rows * padded);
+  std::vector<int32_t> sums(padded / 64 * sum_rows);
+  expect("byte_rows", cuda::byte_rows(x.data(), Element::float32, rows, K, bits, 64, sum_rows, codes.data(), sums.data(),
+                                      row_scales.data(), nullptr));
+  scratch.resize(cuda::byte_scratch(w, rows));
+  expect("byte_linear", cuda::byte_linear(w, codes.data(), sums.data(), sum_rows, row_scales.data(), rows, nullptr,
+                                          y.data(), Element::float16, scratch.data(), nullptr));
+}
+
 void run_convolution() {
   const int64_t K = 4 * 9, N = 6;
   const std::vector<uint8_t> packed = random_bytes(2 * tile_bytes(4));
@@ -73,6 +97,8 @@ void run_convolution() {
   std::vector<float> maxima(2 * 25 * 2), y(2 * N * 25);
   expect("quant_conv2d", cuda::quant_conv2d(w, shape, x.data(), maxima.data(), nullptr, y.data(), Element::float32,
                                             nullptr));
+  std::vector<float> patches(2 * 25 * 8 * 9);
+  expect("gather_patches", cuda::gather_patches(shape, x.data(), Element::float32, 0, 2, patches.data(), nullptr));
 }
 
 void run_sparse(int64_t N, int64_t K, int bits, bool paired) {
@@ -119,8 +145,8 @@ void run_sparse(int64_t N, int64_t K, int bits, bool paired) {
   w.scale_type = Element::float16;
   for (const int64_t count : {3, 70}) {
     std::vector<float> scratch(cuda::sparse24_scratch(w, count));
-    expect("sparse24", cuda::fast_sparse24(w, halves.data(), count, nullptr, out.data(), Element::float16,
-                                           scratch.data(), nullptr));
+    expect("sparse24", cuda::fast_sparse24(w, halves.data(), ceil_div(K, 8) * 8, count, nullptr, out.data(),
+                                           Element::float16, scratch.data(), nullptr));
   }
 }
 
@@ -143,6 +169,9 @@ int main(int count, char** arguments) {
     return failures;
   }
   for (const int bits : {2, 3, 4, 5, 6, 8}) run_dense(37, 170, bits, 9);
+  run_fast_dense(37, 170, 3, 12);
+  run_fast_dense(20, 140, 8, 70);   // large tiles
+  run_fast_dense(130, 640, 5, 17);  // thread blocks share tiles
   run_convolution();
   for (const int bits : {3, 4, 8}) {
     run_sparse(37, 170, bits, true);

@@ -58,6 +58,22 @@ def test_packing_and_dequantize_give_the_cpu_bytes(bits, group_size, symmetric, 
         assert torch.equal(moved.cpu(), packed)
 
 
+@needs_device
+@needs_library
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("sparsity", ["2:4", 0.5])
+def test_sparse_layers_are_near_float64_on_every_path(sparsity, dtype):
+    linear = nn.Linear(1032, 200).to(dtype)
+    module = SparseLinear.from_float(linear, sparsity)
+    weight, bias = module.dequantize_weight().double(), linear.bias.double()
+    module.cuda()
+    for rows in (1, 16, 17, 64, 65, 300, 2050):
+        x = torch.randn(rows, 1032).to(dtype)
+        expected = x.double() @ weight.T + bias
+        error = (module(x.cuda()).cpu().double() - expected).abs()
+        assert (error <= 2.0 ** (-9 if dtype == torch.float16 else -6) * (1 + expected.abs())).all()
+
+
 def layers() -> nn.Sequential:
     """A small compressed model: convolution, quantized, 2:4 and bitmap layers."""
     return nn.Sequential(
