@@ -155,7 +155,7 @@ __device__ __forceinline__ void write_four(T* place, int64_t left, bool whole, u
 
 // out: [N, K], zeros where pruned.
 template <typename T, int BITS>
-__global__ void __launch_bounds__(MOST_WARPS* WARP) write_bitmap(SparseMatrix w, T* out) {
+__global__ void __launch_bounds__(MOST_WARPS* WARP, 1) write_bitmap(SparseMatrix w, T* out) {
   const int64_t block = blockIdx.x;
   const int lane = threadIdx.x % WARP;
   const bool whole = w.K % 4 == 0 && reinterpret_cast<uintptr_t>(out) % 8 == 0;
