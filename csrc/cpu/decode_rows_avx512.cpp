@@ -6,6 +6,7 @@
 #if TORCHCOINFER_X86
 
 #include <algorithm>
+#include <cstring>
 
 #include "cpu/decode_avx512.h"
 
@@ -13,6 +14,16 @@ namespace torchcoinfer {
 namespace {
 
 using namespace avx512;
+
+constexpr int64_t WINDOW_TILES = 16;
+constexpr int64_t WINDOW_COLUMNS = WINDOW_TILES * TILE_K;
+constexpr int64_t PAGE_BYTES = 4096;  // addresses so far apart share their lines of the first cache
+
+// Rows of whole pages: more of them than the cache can hold lines of one address. Then a window of the 16 rows is put
+// together first, and written row by row.
+bool rows_collide(int64_t K) {
+  return K * static_cast<int64_t>(sizeof(uint16_t)) % PAGE_BYTES == 0;
+}
 
 // quads[q], lane n: k = 4q .. 4q + 3 of row n  ->  rows[i]: the 32 codes of row i in the low half, of row i + 8 in the
 // high one.
@@ -76,6 +87,8 @@ TORCHCOINFER_AVX512 void decode_block(const QuantMatrix& w, int64_t block, int64
   const int64_t tiles = ceil_div(w.K, TILE_K), group_tiles = w.group_size ? w.group_size / TILE_K : tiles;
   const int64_t groups = group_count(w.K, w.group_size);
   const uint8_t* tile = w.packed + block * tiles * tile_bytes(BITS);
+  const bool collide = rows_collide(w.K);
+  alignas(64) uint16_t window[BLOCK_N * WINDOW_COLUMNS];
   RowValues<BITS> values[BLOCK_N];
   for (int64_t t = 0; t < tiles; ++t, tile += tile_bytes(BITS)) {
     if (t % group_tiles == 0) {
@@ -92,11 +105,16 @@ TORCHCOINFER_AVX512 void decode_block(const QuantMatrix& w, int64_t block, int64
     const __mmask32 mask = left >= TILE_K ? 0xffffffffu : (1u << left) - 1;
 #pragma GCC unroll 8
     for (int i = 0; i < 8; ++i) {
-      uint16_t* row = out + i * w.K + t * TILE_K;
+      uint16_t* row = collide ? window + i * WINDOW_COLUMNS + t % WINDOW_TILES * TILE_K : out + i * w.K + t * TILE_K;
       if (i < rows) _mm512_mask_storeu_epi16(row, mask, values[i].of(_mm512_castsi512_si256(turned[i])));
       if (i + 8 < rows)
-        _mm512_mask_storeu_epi16(row + 8 * w.K, mask, values[i + 8].of(_mm512_extracti64x4_epi64(turned[i], 1)));
+        _mm512_mask_storeu_epi16(row + 8 * (collide ? WINDOW_COLUMNS : w.K), mask,
+                                 values[i + 8].of(_mm512_extracti64x4_epi64(turned[i], 1)));
     }
+    if (collide && (t + 1) % WINDOW_TILES == 0)  // whole windows: K is a multiple of a window's columns
+      for (int64_t n = 0; n < rows; ++n)
+        std::memcpy(out + n * w.K + (t + 1) * TILE_K - WINDOW_COLUMNS, window + n * WINDOW_COLUMNS,
+                    WINDOW_COLUMNS * sizeof *window);
   }
 }
 

@@ -8,7 +8,7 @@
 namespace torchcoinfer {
 
 // Plain rows of one part: they stay in the cache next to where they are multiplied, and no call takes more memory.
-constexpr int64_t DECODED_BYTES = 4 << 20;
+constexpr int64_t DECODED_BYTES = 2 << 20;
 
 // From so many rows on decoding, which takes about as long as the products of ten rows, is paid back.
 constexpr int64_t DECODED_ROWS = 96;

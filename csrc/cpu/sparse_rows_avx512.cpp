@@ -40,23 +40,23 @@ TORCHCOINFER_AVX512_INLINE void transpose_quadwords(__m512i (&v)[8]) {
   }
 }
 
-// A window's places to columns [column, K) of up to 16 rows of `out`.
+// A window's places to columns [column, K) of up to 16 rows of `out`, eight rows at a time: rows of whole pages share
+// their lines of the first cache, which has room for eight of them but not for sixteen.
 TORCHCOINFER_AVX512 void put_window(const uint16_t* places, int64_t words, int64_t column, int64_t K, int64_t rows,
                                     uint16_t* out) {
-  for (int64_t w = 0; w < words; w += WORDS_TOGETHER, column += COLUMNS, places += WORDS_TOGETHER * GROUP_PLACES) {
-    const int64_t left = K - column;
-    const __mmask32 mask = left >= COLUMNS ? 0xffffffffu : (1u << std::max<int64_t>(left, 0)) - 1;
-    for (int h = 0; h < HALVES && h * ROWS_TOGETHER < rows; ++h) {
+  for (int h = 0; h < HALVES && h * ROWS_TOGETHER < rows; ++h)
+    for (int64_t w = 0; w < words; w += WORDS_TOGETHER) {
+      const int64_t first = column + w * GROUP_K, left = K - first;
+      const __mmask32 mask = left >= COLUMNS ? 0xffffffffu : (1u << std::max<int64_t>(left, 0)) - 1;
       __m512i v[8];
 #pragma GCC unroll 8
-      for (int i = 0; i < 8; ++i) v[i] = _mm512_load_si512(places + i * GROUP_PLACES + h * HALF);
+      for (int i = 0; i < 8; ++i) v[i] = _mm512_load_si512(places + (w + i) * GROUP_PLACES + h * HALF);
       transpose_quadwords(v);
 #pragma GCC unroll 8
       for (int j = 0; j < 8; ++j)
         if (h * ROWS_TOGETHER + j < rows)
-          _mm512_mask_storeu_epi16(out + (h * ROWS_TOGETHER + j) * K + column, mask, v[j]);
+          _mm512_mask_storeu_epi16(out + (h * ROWS_TOGETHER + j) * K + first, mask, v[j]);
     }
-  }
 }
 
 }  // namespace
