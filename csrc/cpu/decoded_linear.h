@@ -27,7 +27,8 @@ template <typename Decode>
 std::optional<Tensor> decoded_linear(const Tensor& x, int64_t N, const std::optional<Tensor>& bias,
                                      const Decode& decode) {
   const int64_t K = x.size(-1), blocks = ceil_div(N, BLOCK_N);
-  const int64_t together = std::clamp<int64_t>(DECODED_BYTES / (2 * BLOCK_N * K), 1, blocks);
+  const int64_t most = std::clamp<int64_t>(DECODED_BYTES / (2 * BLOCK_N * K), 1, blocks);
+  const int64_t together = ceil_div(blocks, ceil_div(blocks, most));  // nearly equal parts: torch is slow on small ones
   const Tensor part = empty_cpu({std::min(together * BLOCK_N, N), K}, ScalarType::BFloat16);
   auto* weight = static_cast<uint16_t*>(part.mutable_data_ptr());
   const auto decode_part = [&](int64_t first, int64_t count) {
