@@ -44,10 +44,7 @@ std::optional<Tensor> decoded_linear(const Tensor& x, int64_t N, const std::opti
     if (!decode_part(0, blocks)) return std::nullopt;
     return torch_linear(x, part, beside);
   }
-  std::vector<int64_t> size;
-  for (int64_t i = 0; i + 1 < x.dim(); ++i) size.push_back(x.size(i));
-  size.push_back(N);
-  Tensor y = empty_cpu(size, ScalarType::BFloat16);
+  Tensor y = empty_cpu(RowsOf(x, N).size, ScalarType::BFloat16);
   for (int64_t first = 0; first < blocks; first += together) {
     const int64_t count = std::min(together, blocks - first), n = first * BLOCK_N;
     const int64_t columns = std::min(count * BLOCK_N, N - n);

@@ -126,19 +126,13 @@ void check_variant(const Checker& checks, int64_t activation_bits, int64_t layou
   checks.layout(layout);
 }
 
-// x [rows, K] in units of the codes of its static scales [K]; empty where there are none.
-Tensor static_rows(const Checker& checks, const Tensor& x, Dtype dtype, const std::optional<Tensor>& scales,
-                   int64_t activation_bits) {
-  if (!scales.has_value()) return empty_cpu({0}, ScalarType::Float);
+// x [rows, K] in units of the codes of its static scales [K].
+Tensor static_rows(const Tensor& x, Dtype dtype, const Tensor& scales) {
   const int64_t K = x.size(-1), rows = K ? x.numel() / K : 0;
-  check(activation_bits == 8, checks.op, "x_scales", "activation_bits 8 beside it", activation_bits);
-  checks.dtype("x_scales", *scales, ScalarType::Float);
-  checks.shape("x_scales", *scales, {K});
-  checks.contiguous("x_scales", *scales);
   Tensor out = empty_cpu({rows, K}, ScalarType::Float);
   const SourceRows source{x.const_data_ptr(), dtype, K, K};
   torch::stable::parallel_for(0, rows, ceil_div(ELEMENT_GRAIN, std::max<int64_t>(K, 1)), [&](int64_t begin, int64_t end) {
-    scale_columns(source, data<float>(*scales), begin, end, mutable_data<float>(out));
+    scale_columns(source, data<float>(scales), begin, end, mutable_data<float>(out));
   });
   return out;
 }
@@ -155,13 +149,8 @@ Tensor quant_linear_op(Tensor x, Tensor packed, Tensor scales, std::optional<Ten
   const QuantMatrix matrix = quant_matrix(checks, packed, scales, zeros, bits, group_size, N, K);
   const std::vector<float> bias_values = checks.bias(bias, N);
   x = torch::stable::contiguous(x);
-  const Tensor in_codes = static_rows(checks, x, dtype, x_scales, activation_bits);
-  int64_t rows = 1;
-  std::vector<int64_t> size;
-  for (int64_t i = 0; i + 1 < x.dim(); ++i) {
-    size.push_back(x.size(i));
-    rows *= x.size(i);
-  }
+  if (x_scales.has_value()) checks.static_scales(*x_scales, K, activation_bits);
+  const auto [rows, size] = RowsOf(x, N);
 #if TORCHCOINFER_X86
   if (is_decoded(active_isa(), dtype, rows, activation_bits, false, N, K))
     return activated(*decoded_linear(x, N, bias,
@@ -171,10 +160,11 @@ Tensor quant_linear_op(Tensor x, Tensor packed, Tensor scales, std::optional<Ten
                                      }),
                      activation);
 #endif
-  size.push_back(N);
   Tensor y = empty_cpu(size, x.scalar_type());
   const Output out{y.mutable_data_ptr(), dtype, N, 1, 0, N, bias_values.empty() ? nullptr : bias_values.data()};
-  const SourceRows source = x_scales.has_value() ? SourceRows{in_codes.const_data_ptr(), Dtype::float32, K, K, true}
+  std::optional<Tensor> in_codes;
+  if (x_scales.has_value()) in_codes = static_rows(x, dtype, *x_scales);
+  const SourceRows source = in_codes.has_value() ? SourceRows{in_codes->const_data_ptr(), Dtype::float32, K, K, true}
                                                  : SourceRows{x.const_data_ptr(), dtype, K, K};
   run_linear({matrix, source, rows, static_cast<int>(activation_bits), out, active_isa()}, on_torch_threads);
   return activated(y, activation);

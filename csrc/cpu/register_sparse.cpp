@@ -208,12 +208,7 @@ Tensor linear(const Checker& checks, Tensor x, const SparseMatrix& weight, const
   const Dtype dtype = checks.floating("x", x);
   const std::vector<float> bias_values = checks.bias(bias, weight.N);
   x = torch::stable::contiguous(x);
-  int64_t rows = 1;
-  std::vector<int64_t> size;
-  for (int64_t i = 0; i + 1 < x.dim(); ++i) {
-    size.push_back(x.size(i));
-    rows *= x.size(i);
-  }
+  const auto [rows, size] = RowsOf(x, weight.N);
 #if TORCHCOINFER_X86
   if (is_decoded(active_isa(), dtype, rows, activation_bits, weight.bits == 0, weight.N, weight.K)) {
     const auto decode = [&](int64_t begin, int64_t end, uint16_t* of_rows) {
@@ -224,7 +219,6 @@ Tensor linear(const Checker& checks, Tensor x, const SparseMatrix& weight, const
     return *product;
   }
 #endif
-  size.push_back(weight.N);
   Tensor y = empty_cpu(size, x.scalar_type());
   const float* bias_data = bias_values.empty() ? nullptr : bias_values.data();
   const Output out{y.mutable_data_ptr(), dtype, weight.N, 1, 0, weight.N, bias_data};

@@ -76,6 +76,13 @@ struct Checker {
   void positive(const char* argument, int64_t value) const {
     check(value > 0, op, argument, "a positive integer", value);
   }
+  // Static scales of x [.., K], which go with int8 activations.
+  void static_scales(const Tensor& scales, int64_t K, int64_t activation_bits) const {
+    check(activation_bits == 8, op, "x_scales", "activation_bits 8 beside it", activation_bits);
+    dtype("x_scales", scales, ScalarType::Float);
+    shape("x_scales", scales, {K});
+    contiguous("x_scales", scales);
+  }
   // The values of argument 'bias', [N] of any floating dtype; empty where there is none.
   std::vector<float> bias(const std::optional<Tensor>& bias, int64_t N) const {
     if (!bias.has_value()) return {};
@@ -87,6 +94,20 @@ struct Checker {
     std::vector<float> values(N);
     for (int64_t n = 0; n < N; ++n) values[n] = load_float(source, dtype, n);
     return values;
+  }
+};
+
+// The rows of x [.., K], and the size [.., N] of what a layer makes of them.
+struct RowsOf {
+  int64_t rows = 1;
+  std::vector<int64_t> size;
+
+  RowsOf(const Tensor& x, int64_t N) {
+    for (int64_t i = 0; i + 1 < x.dim(); ++i) {
+      size.push_back(x.size(i));
+      rows *= x.size(i);
+    }
+    size.push_back(N);
   }
 };
 

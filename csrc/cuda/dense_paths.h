@@ -88,15 +88,9 @@ inline void byte_linear(const Checker& checks, const cuda::DenseMatrix& w, const
 inline std::optional<Tensor> fast_linear(const Checker& checks, const cuda::DenseMatrix& w, const Tensor& x,
                                          const std::optional<Tensor>& bias, int64_t activation_bits) {
   const Dtype dtype = checks.floating("x", x);
-  std::vector<int64_t> size;
-  int64_t rows = 1;
-  for (int64_t i = 0; i + 1 < x.dim(); ++i) {
-    size.push_back(x.size(i));
-    rows *= x.size(i);
-  }
+  const auto [rows, size] = RowsOf(x, w.N);
   const DensePath path = dense_path(w, dtype, rows, activation_bits);
   if (path == DensePath::plain) return std::nullopt;
-  size.push_back(w.N);
   const Tensor of_bias = bias_values(checks, bias, w.N, x);
   const Tensor rows_of_x = torch::stable::contiguous(x);
   if (path == DensePath::bytes) {

@@ -98,9 +98,6 @@ Tensor dequantize_op(Tensor packed, Tensor scales, std::optional<Tensor> zeros, 
 // x in int8 codes by static scales [K], in its own dtype, which holds them exactly.
 Tensor static_rows(const Checker& checks, const Tensor& x, const Tensor& scales) {
   const int64_t K = x.size(-1);
-  checks.dtype("x_scales", scales, ScalarType::Float);
-  checks.shape("x_scales", scales, {K});
-  checks.contiguous("x_scales", scales);
   same_device(checks, "x_scales", scales, x);
   const Tensor whole = torch::stable::contiguous(x);
   std::vector<int64_t> size;
@@ -124,7 +121,7 @@ Tensor quant_linear_op(Tensor x, Tensor packed, Tensor scales, std::optional<Ten
       dense_matrix(checks, packed, scales, zeros, bits, group_size, out_features, x.size(-1), layout);
   const DeviceGuard guard(x.get_device_index());
   if (x_scales.has_value()) {
-    check(activation_bits == 8, checks.op, "x_scales", "activation_bits 8 beside it", activation_bits);
+    checks.static_scales(*x_scales, x.size(-1), activation_bits);
     x = static_rows(checks, x, *x_scales);
     activation_bits = 0;  // the weight-only kernels multiply codes exactly
   }

@@ -44,15 +44,9 @@ inline Tensor decoded_sparse_linear(const Checker& checks, const cuda::SparseMat
 inline std::optional<Tensor> fast_sparse_linear(const Checker& checks, const cuda::SparseMatrix& w, const Tensor& x,
                                                 const std::optional<Tensor>& bias, int64_t activation_bits) {
   const cuda::Element type = element(checks.floating("x", x));
-  std::vector<int64_t> size;
-  int64_t rows = 1;
-  for (int64_t i = 0; i + 1 < x.dim(); ++i) {
-    size.push_back(x.size(i));
-    rows *= x.size(i);
-  }
+  const auto [rows, size] = RowsOf(x, w.N);
   const SparsePath path = sparse_path(w, type, rows, activation_bits);
   if (path == SparsePath::plain) return std::nullopt;
-  size.push_back(w.N);
   const Tensor of_bias = bias_values(checks, bias, w.N, x);
   const Tensor values = torch::stable::contiguous(x);
   if (path == SparsePath::decoded) return decoded_sparse_linear(checks, w, values, type, bias);
