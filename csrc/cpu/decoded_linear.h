@@ -3,23 +3,16 @@
 #pragma once
 
 #include <algorithm>
-#include <array>
 #include <atomic>
 #include <optional>
 
 #include "cpu/decoded.h"
 #include "cpu/tensor.h"
+#include "torch_linear.h"
 
 #if TORCHCOINFER_X86
 
 namespace torchcoinfer {
-
-inline Tensor torch_linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
-  std::array<StableIValue, 3> stack{torch::stable::detail::from(x), torch::stable::detail::from(weight),
-                                    torch::stable::detail::from(bias)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::linear", "", stack.data(), TORCH_ABI_VERSION));
-  return torch::stable::detail::to<Tensor>(stack[0]);
-}
 
 // x [.., K] times W^T, plus bias, all bfloat16, part by part of the weight. decode(begin, end, rows) writes n-blocks;
 // nothing where it cannot.

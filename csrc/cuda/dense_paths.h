@@ -6,6 +6,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include "cuda/arguments.h"
+#include "torch_linear.h"
 
 namespace torchcoinfer {
 
@@ -59,11 +60,7 @@ inline Tensor decoded_linear(const Checker& checks, const cuda::DenseMatrix& w, 
   const Tensor matrix = torch::stable::reshape(x, {flat.data(), flat.size()});
   std::optional<Tensor> beside;
   if (bias.has_value()) beside = torch::stable::to(*bias, x.scalar_type());
-  std::array<StableIValue, 3> stack{torch::stable::detail::from(matrix), torch::stable::detail::from(weight),
-                                    torch::stable::detail::from(beside)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::linear", "", stack.data(), TORCH_ABI_VERSION));
-  // autocast takes part in calls through the dispatcher
-  return torch::stable::to(torch::stable::detail::to<Tensor>(stack[0]), x.scalar_type());
+  return torch_linear(matrix, weight, beside);
 }
 
 // x [rows, K] of any dtype, contiguous, rounded to int8 codes row by row; into y.

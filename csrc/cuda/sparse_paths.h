@@ -33,11 +33,7 @@ inline Tensor decoded_sparse_linear(const Checker& checks, const cuda::SparseMat
   check_launch(checks, decode(w, weight.mutable_data_ptr(), type, current_stream(x)));
   std::optional<Tensor> beside;
   if (bias.has_value()) beside = torch::stable::to(*bias, x.scalar_type());
-  std::array<StableIValue, 3> stack{torch::stable::detail::from(x), torch::stable::detail::from(weight),
-                                    torch::stable::detail::from(beside)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::linear", "", stack.data(), TORCH_ABI_VERSION));
-  // autocast takes part in calls through the dispatcher
-  return torch::stable::to(torch::stable::detail::to<Tensor>(stack[0]), x.scalar_type());
+  return torch_linear(x, weight, beside);
 }
 
 // The layer by a fast path; nothing where only the plain kernel serves it.
