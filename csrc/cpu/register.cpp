@@ -8,8 +8,8 @@
 #include "cpu/pack.h"
 #include "cpu/quant_conv2d.h"
 #include "cpu/quant_embedding.h"
-#include "cpu/tensor.h"
 #include "epilogue.h"
+#include "packed_arguments.h"
 
 namespace torchcoinfer {
 namespace {
@@ -87,24 +87,19 @@ std::tuple<Tensor, Tensor, Tensor> quantize_pack_op(Tensor weight, int64_t bits,
   return {packed, scales, zeros};
 }
 
-// Checks the buffers of one packed matrix and gives their pointers; `blocks` receives the number of n-blocks.
+// Checks the buffers of one packed matrix and gives their pointers.
 QuantMatrix quant_matrix(const Checker& checks, const Tensor& packed, const Tensor& scales,
                          const std::optional<Tensor>& zeros, int64_t bits, int64_t group_size, int64_t N, int64_t K) {
-  const int64_t blocks = check_packed(checks, packed, bits, N, K);
-  checks.group_size(group_size);
-  const int64_t groups = group_count(K, group_size);
-  const Dtype scale_dtype = checks.floating("scales", scales);
-  checks.shape("scales", scales, {blocks, groups, BLOCK_N});
-  checks.contiguous("scales", scales);
-  const bool asymmetric = zeros.has_value() && zeros->numel() > 0;
-  if (asymmetric) {
-    checks.dtype("zeros", *zeros, ScalarType::Byte);
-    checks.shape("zeros", *zeros, {blocks, groups, BLOCK_N});
-    checks.contiguous("zeros", *zeros);
-  }
-  return {data<uint8_t>(packed), scales.const_data_ptr(), asymmetric ? data<uint8_t>(*zeros) : nullptr,
-          scale_dtype,           static_cast<int>(bits),  group_size,
-          N,                     K};
+  check_packed(checks, packed, bits, N, K);
+  const bool asymmetric = check_grid(checks, scales, zeros, group_size, N, K);
+  return {data<uint8_t>(packed),
+          scales.const_data_ptr(),
+          asymmetric ? data<uint8_t>(*zeros) : nullptr,
+          checks.floating("scales", scales),
+          static_cast<int>(bits),
+          group_size,
+          N,
+          K};
 }
 
 Tensor dequantize_op(Tensor packed, Tensor scales, std::optional<Tensor> zeros, int64_t bits, int64_t group_size,

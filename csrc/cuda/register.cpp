@@ -114,7 +114,7 @@ Tensor quant_linear_op(Tensor x, Tensor packed, Tensor scales, std::optional<Ten
                        int64_t layout, std::optional<Tensor> x_scales, std::string activation) {
   const Checker checks{"quant_linear"};
   check_activation(checks.op, activation);
-  check_activation_bits(checks, activation_bits, true);
+  check_activation_bits(checks, activation_bits);
   check(x.dim() >= 1, checks.op, "x", "at least 1 dimension [..., K]", shape_text(x));
   same_device(checks, "x", x, packed);
   const cuda::DenseMatrix matrix =
@@ -156,7 +156,7 @@ Tensor quant_conv2d_op(Tensor x, Tensor packed, Tensor scales, std::optional<Ten
                        int64_t groups, int64_t activation_bits, int64_t layout, std::string activation) {
   const Checker checks{"quant_conv2d"};
   check_activation(checks.op, activation);
-  check_activation_bits(checks, activation_bits, true);
+  check_activation_bits(checks, activation_bits);
   const Dtype dtype = checks.floating("x", x);
   same_device(checks, "x", x, packed);
   check(x.dim() == 4, checks.op, "x", "4 dimensions [B, C, H, W]", shape_text(x));

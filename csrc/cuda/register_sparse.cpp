@@ -8,39 +8,16 @@
 namespace torchcoinfer {
 namespace {
 
-void check_bits(const Checker& checks, int64_t bits) {
-  check(bits == 0 || is_valid_bits(bits), checks.op, "bits", "0 (float survivors), 2, 3, 4, 5, 6 or 8", bits);
-}
-
-int64_t element_bytes(const Checker& checks, const Tensor& values, int64_t bits) {
-  if (bits == 0) return dtype_bytes(checks.floating("values", values));
-  checks.dtype("values", values, ScalarType::Byte);
-  return 1;
-}
-
-// What both pack ops take.
-struct Dense {
-  Tensor values, mask;
-  int64_t N, K, blocks, tiles, value_bytes;
-  int bits;
-};
-
-Dense dense_arguments(const Checker& checks, const Tensor& values, const Tensor& mask, int64_t bits) {
-  check_bits(checks, bits);
-  check(values.dim() == 2, checks.op, "values", "2 dimensions [N, K]", shape_text(values));
-  checks.dtype("mask", mask, ScalarType::Bool);
-  const int64_t N = values.size(0), K = values.size(1);
-  checks.shape("mask", mask, {N, K});
+DenseSurvivors dense_arguments(const Checker& checks, const Tensor& values, const Tensor& mask, int64_t bits) {
   same_device(checks, "mask", mask, values);
-  return {torch::stable::contiguous(values), torch::stable::contiguous(mask), N, K, ceil_div(N, BLOCK_N),
-          ceil_div(K, TILE_K), element_bytes(checks, values, bits), static_cast<int>(bits)};
+  return dense_survivors(checks, values, mask, bits);
 }
 
 std::tuple<Tensor, Tensor> sparse24_pack_op(Tensor values, Tensor mask, int64_t bits) {
   const Checker checks{"sparse24_pack"};
   const DeviceGuard guard(values.get_device_index());
-  const Dense dense = dense_arguments(checks, values, mask, bits);
-  const int64_t length = bits ? TILE_CHUNKS * chunk_bytes(dense.bits) : TILE_CHUNKS * CHUNK;
+  const DenseSurvivors dense = dense_arguments(checks, values, mask, bits);
+  const int64_t length = TILE_CHUNKS * chunk_elements(bits);
   Tensor index = empty_beside(values, {dense.blocks, dense.tiles, INDEX_BYTES}, ScalarType::Byte);
   Tensor packed = empty_beside(values, {dense.blocks, dense.tiles, length}, values.scalar_type());
   const Flag flag(values);
@@ -55,7 +32,7 @@ std::tuple<Tensor, Tensor> sparse24_pack_op(Tensor values, Tensor mask, int64_t 
 std::tuple<Tensor, Tensor, Tensor> bitmap_pack_op(Tensor values, Tensor mask, int64_t bits) {
   const Checker checks{"bitmap_pack"};
   const DeviceGuard guard(values.get_device_index());
-  const Dense dense = dense_arguments(checks, values, mask, bits);
+  const DenseSurvivors dense = dense_arguments(checks, values, mask, bits);
   void* stream = current_stream(values);
   Tensor words = empty_beside(values, {dense.blocks, dense.tiles, TILE_GROUPS}, ScalarType::Long);
   Tensor counts = empty_beside(values, {dense.blocks}, ScalarType::Long);
@@ -75,7 +52,7 @@ std::tuple<Tensor, Tensor, Tensor> bitmap_pack_op(Tensor values, Tensor mask, in
   }
   Tensor offsets = empty_beside(values, {dense.blocks + 1}, ScalarType::Int);
   check_launch(checks, cuda::write_memory(mutable_data<int32_t>(offsets), starts.data(), 4 * starts.size(), stream));
-  Tensor packed = empty_beside(values, {chunks * (bits ? chunk_bytes(dense.bits) : CHUNK)}, values.scalar_type());
+  Tensor packed = empty_beside(values, {chunks * chunk_elements(bits)}, values.scalar_type());
   const Flag flag(values);
   check_launch(checks, cuda::bitmap_pack(dense.values.const_data_ptr(), dense.value_bytes, dense.bits, dense.N,
                                          dense.K, masks, data<int32_t>(offsets), chunks, packed.mutable_data_ptr(),
@@ -84,53 +61,25 @@ std::tuple<Tensor, Tensor, Tensor> bitmap_pack_op(Tensor values, Tensor mask, in
   return {words, offsets, packed};
 }
 
-cuda::SparseMatrix sparse_matrix(const Checker& checks, const Tensor& values, int64_t bits, int64_t N, int64_t K) {
-  check_bits(checks, bits);
-  element_bytes(checks, values, bits);
-  checks.contiguous("values", values);
-  cuda::SparseMatrix matrix{};
-  matrix.values = values.const_data_ptr();
-  matrix.value_type = bits ? cuda::Element::float32 : element(checks.floating("values", values));
-  matrix.bits = static_cast<int>(bits);
-  matrix.N = N;
-  matrix.K = K;
-  return matrix;
-}
-
 // The matrix without scales, its buffers checked.
 cuda::SparseMatrix sparse24_matrix(const Checker& checks, const Tensor& index, const Tensor& values, int64_t bits,
                                    int64_t N, int64_t K) {
-  cuda::SparseMatrix matrix = sparse_matrix(checks, values, bits, N, K);
-  const int64_t blocks = ceil_div(N, BLOCK_N), tiles = ceil_div(K, TILE_K);
-  checks.dtype("index", index, ScalarType::Byte);
-  checks.shape("index", index, {blocks, tiles, INDEX_BYTES});
-  checks.contiguous("index", index);
+  auto matrix = sparse24_buffers<cuda::SparseMatrix>(checks, index, values, bits, N, K);
   same_device(checks, "values", values, index);
-  checks.shape("values", values, {blocks, tiles, TILE_CHUNKS * (bits ? chunk_bytes(matrix.bits) : CHUNK)});
-  matrix.paired = true;
-  matrix.index = data<uint8_t>(index);
-  matrix.chunks = blocks * tiles * TILE_CHUNKS;
+  matrix.value_type = element(survivor_dtype(checks, values, bits));
   return matrix;
 }
 
 // Offsets stay on the device, unread: kernels never read beyond the values, whatever the offsets say.
 cuda::SparseMatrix bitmap_matrix(const Checker& checks, const Tensor& mask, const Tensor& offsets, const Tensor& values,
                                  int64_t bits, int64_t N, int64_t K) {
-  cuda::SparseMatrix matrix = sparse_matrix(checks, values, bits, N, K);
-  const int64_t blocks = ceil_div(N, BLOCK_N), tiles = ceil_div(K, TILE_K);
-  checks.dtype("mask", mask, ScalarType::Long);
-  checks.shape("mask", mask, {blocks, tiles, TILE_GROUPS});
-  checks.contiguous("mask", mask);
-  checks.dtype("offsets", offsets, ScalarType::Int);
-  checks.shape("offsets", offsets, {blocks + 1});
-  checks.contiguous("offsets", offsets);
+  auto matrix = bitmap_buffers<cuda::SparseMatrix>(checks, mask, offsets, values, bits, N, K);
   same_device(checks, "offsets", offsets, mask);
   same_device(checks, "values", values, mask);
-  const int64_t chunk = bits ? chunk_bytes(matrix.bits) : CHUNK;
+  const int64_t chunk = chunk_elements(bits);
   check(values.dim() == 1 && values.numel() % chunk == 0, checks.op, "values",
         "1 dimension of whole chunks of " + std::to_string(chunk), shape_text(values));
-  matrix.masks = reinterpret_cast<const uint64_t*>(data<int64_t>(mask));
-  matrix.offsets = data<int32_t>(offsets);
+  matrix.value_type = element(survivor_dtype(checks, values, bits));
   matrix.chunks = values.numel() / chunk;
   return matrix;
 }
@@ -140,7 +89,7 @@ std::tuple<Tensor, Tensor> unpack(const Checker& checks, const cuda::SparseMatri
   Tensor dense = empty_beside(values, {matrix.N, matrix.K}, values.scalar_type());
   Tensor kept = empty_beside(values, {matrix.N, matrix.K}, ScalarType::Bool);
   const Flag flag(values);
-  check_launch(checks, cuda::sparse_unpack(matrix, element_bytes(checks, values, matrix.bits),
+  check_launch(checks, cuda::sparse_unpack(matrix, survivor_bytes(checks, values, matrix.bits),
                                            dense.mutable_data_ptr(), mutable_data<uint8_t>(kept), flag.place(),
                                            current_stream(values)));
   check(!flag.raised(checks), checks.op, "mask", "as many kept weights as survivors", "another number");
@@ -161,15 +110,10 @@ std::tuple<Tensor, Tensor> bitmap_unpack_op(Tensor mask, Tensor offsets, Tensor 
 Tensor linear(const Checker& checks, const Tensor& x, cuda::SparseMatrix weight, const Tensor& values,
               const std::optional<Tensor>& scales, const std::optional<Tensor>& zeros,
               const std::optional<Tensor>& bias, int64_t group_size, int64_t activation_bits) {
-  check_activation_bits(checks, activation_bits, weight.bits > 0);
+  check_survivor_activation(checks, activation_bits, weight.bits);
   same_device(checks, "x", x, values);
-  if (weight.bits) {
-    check(scales.has_value(), checks.op, "scales", "the scales of the codes", "None");
+  if (check_survivor_grid(checks, weight.bits, scales, zeros, group_size))
     set_grid(checks, *scales, zeros, group_size, values, &weight);
-  } else {
-    check(group_size == 0, checks.op, "group_size", "0 for float survivors", group_size);
-    check(!scales.has_value() && !zeros.has_value(), checks.op, "scales", "none for float survivors", "a tensor");
-  }
   const DeviceGuard guard(x.get_device_index());
   if (const std::optional<Tensor> y = fast_sparse_linear(checks, weight, x, bias, activation_bits)) return *y;
   const Tensor of_bias = bias_values(checks, bias, weight.N, values);
@@ -178,11 +122,6 @@ Tensor linear(const Checker& checks, const Tensor& x, cuda::SparseMatrix weight,
                                            bias_data(of_bias), rows.y.mutable_data_ptr(), element(rows.dtype),
                                            current_stream(x)));
   return rows.y;
-}
-
-int64_t columns_of(const Checker& checks, const Tensor& x) {
-  check(x.dim() >= 1, checks.op, "x", "at least 1 dimension [..., K]", shape_text(x));
-  return x.size(-1);
 }
 
 Tensor sparse24_linear_op(Tensor x, Tensor index, Tensor values, std::optional<Tensor> scales,
@@ -213,12 +152,12 @@ void reorder_op(Tensor buffer, std::string kind, int64_t bits, bool to_device) {
   check(codes || survivors || index, checks.op, "kind", "'codes', 'survivors' or 'index'", kind);
   check(buffer.dim() == 3, checks.op, "buffer", "3 dimensions [NB, KT, tile]", shape_text(buffer));
   if (codes) checks.bits(bits);
-  if (survivors) check_bits(checks, bits);
+  if (survivors) check_survivor_bits(checks, bits);
   const int width = static_cast<int>(bits);
   const bool floats = survivors && bits == 0;
   const int64_t value_bytes = floats ? dtype_bytes(checks.floating("buffer", buffer)) : 1;
   if (!floats) checks.dtype("buffer", buffer, ScalarType::Byte);
-  const int64_t tile = codes ? tile_bytes(width) : index ? INDEX_BYTES : TILE_CHUNKS * (bits ? chunk_bytes(width) : CHUNK);
+  const int64_t tile = codes ? tile_bytes(width) : index ? INDEX_BYTES : TILE_CHUNKS * chunk_elements(bits);
   checks.shape("buffer", buffer, {buffer.size(0), buffer.size(1), tile});
   checks.contiguous("buffer", buffer);
   const DeviceGuard guard(buffer.get_device_index());

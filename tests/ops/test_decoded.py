@@ -83,6 +83,17 @@ def test_one_row_fewer_is_not_rounded(isa, monkeypatch):
     assert few < many
 
 
+def test_autocast_to_another_dtype_leaves_that_of_x():
+    weight, linear = dense(48, 256, 4, 32, False)
+    x = torch.randn(ROWS, 256).bfloat16()
+    with torch.autocast("cpu", torch.float16):
+        y = linear(x, None)
+    assert y.dtype == torch.bfloat16
+    assert float((y.float() - x.float() @ weight.T).abs().max()) < 2.0**-5 * float(
+        (x.float().abs() @ weight.abs().T).max()
+    )
+
+
 def test_disagreeing_masks_are_refused():
     weight = sparse(32, 64, 0.5, 0, dtype=torch.bfloat16)
     mask, offsets, values = weight.buffers
