@@ -5,6 +5,7 @@
 #include "cuda/device.h"
 #include "cuda/kernels.h"
 #include "layout_device.h"
+#include "packed_arguments.h"
 
 namespace torchcoinfer {
 
@@ -28,10 +29,9 @@ inline void check_layout(const Checker& checks, int64_t layout) {
   check(known, checks.op, "layout", "0 (canonical) or 1 (device order)", layout);
 }
 
-inline void check_activation_bits(const Checker& checks, int64_t activation_bits, bool quantized) {
-  const bool known = activation_bits == 0 || (activation_bits == 8 && quantized);
-  check(known, checks.op, "activation_bits",
-        quantized ? "0 (weight-only) or 8" : "0 (weight-only); 8 goes with quantized survivors", activation_bits);
+inline void check_activation_bits(const Checker& checks, int64_t activation_bits) {
+  const bool known = activation_bits == 0 || activation_bits == 8;
+  check(known, checks.op, "activation_bits", "0 (weight-only) or 8", activation_bits);
 }
 
 inline Tensor empty_beside(const Tensor& as, const std::vector<int64_t>& size, ScalarType dtype) {
@@ -60,18 +60,12 @@ class Flag {
 template <typename Matrix>
 void set_grid(const Checker& checks, const Tensor& scales, const std::optional<Tensor>& zeros, int64_t group_size,
               const Tensor& as, Matrix* matrix) {
-  checks.group_size(group_size);
-  const int64_t blocks = ceil_div(matrix->N, BLOCK_N), groups = group_count(matrix->K, group_size);
+  const bool asymmetric = check_grid(checks, scales, zeros, group_size, matrix->N, matrix->K);
+  same_device(checks, "scales", scales, as);
   matrix->group_size = group_size;
   matrix->scale_type = element(checks.floating("scales", scales));
-  checks.shape("scales", scales, {blocks, groups, BLOCK_N});
-  checks.contiguous("scales", scales);
-  same_device(checks, "scales", scales, as);
   matrix->scales = scales.const_data_ptr();
-  if (!zeros.has_value() || zeros->numel() == 0) return;
-  checks.dtype("zeros", *zeros, ScalarType::Byte);
-  checks.shape("zeros", *zeros, {blocks, groups, BLOCK_N});
-  checks.contiguous("zeros", *zeros);
+  if (!asymmetric) return;
   same_device(checks, "zeros", *zeros, as);
   matrix->zeros = data<uint8_t>(*zeros);
 }
@@ -117,9 +111,11 @@ inline LinearRows linear_rows(const Checker& checks, const Tensor& x, int64_t N,
   const void* source = result.x.const_data_ptr();
   float* values = mutable_data<float>(result.values);
   void* stream = current_stream(x);
-  check_launch(checks, activation_bits ? cuda::code_rows(source, element(result.dtype), result.rows, K, values,
-                                                         mutable_data<float>(result.scales), stream)
-                                       : cuda::float_rows(source, element(result.dtype), result.rows, K, values, stream));
+  const cuda::Element type = element(result.dtype);
+  check_launch(checks, activation_bits
+                           ? cuda::code_rows(source, type, result.rows, K, result.values.size(1), values,
+                                             cuda::Element::float32, mutable_data<float>(result.scales), stream)
+                           : cuda::float_rows(source, type, result.rows, K, values, stream));
   return result;
 }
 

@@ -33,6 +33,31 @@ __device__ __forceinline__ uint32_t survivor_codes(const uint32_t (&words)[BITS]
   }
 }
 
+// A lane's words of a plane of P bits in a quad.
+template <int P>
+__device__ __forceinline__ void load_survivor_plane(uint32_t* to, const unsigned char* from, int lane) {
+  if constexpr (P == 1) {
+    to[0] = reinterpret_cast<const uint32_t*>(from)[lane];
+  } else if constexpr (P == 2) {
+    const uint2 two = reinterpret_cast<const uint2*>(from)[lane];
+    to[0] = two.x, to[1] = two.y;
+  } else {
+#pragma unroll
+    for (int round = 0; round < P / 4; ++round) {
+      const uint4 four = reinterpret_cast<const uint4*>(from)[round * LANES + lane];
+      to[4 * round] = four.x, to[4 * round + 1] = four.y, to[4 * round + 2] = four.z, to[4 * round + 3] = four.w;
+    }
+  }
+}
+
+// The same of all planes.
+template <int BITS>
+__device__ __forceinline__ void load_survivors(uint32_t (&words)[BITS], const unsigned char* from, int lane) {
+  constexpr int LOW = plane(BITS, 0).bits;
+  load_survivor_plane<LOW>(words, from, lane);
+  if constexpr (LOW < BITS) load_survivor_plane<BITS - LOW>(words + LOW, from + QUAD * LANES * LOW, lane);
+}
+
 // Where a slot's parts begin.
 struct Places {
   int index, scales, zeros;  // zeros 0: symmetric
@@ -42,7 +67,6 @@ struct Places {
 
 template <typename T, int BITS>
 struct Lane24 {
-  static constexpr int LOW = BITS ? plane(BITS, 0).bits : 0;
   const unsigned char* slot;
   Places at;
   int lane;
@@ -53,26 +77,7 @@ struct Lane24 {
   __device__ __forceinline__ void load(const unsigned char* of_slot, const Places& places, int of_lane) {
     slot = of_slot, at = places, lane = of_lane;
     index = reinterpret_cast<const uint2*>(slot + at.index)[lane];
-    if constexpr (BITS != 0) {
-      load_plane<LOW>(slot, words);
-      if constexpr (LOW < BITS) load_plane<BITS - LOW>(slot + QUAD * LANES * LOW, words + LOW);
-    }
-  }
-
-  template <int P>
-  __device__ __forceinline__ void load_plane(const unsigned char* from, uint32_t* to) const {
-    if constexpr (P == 1) {
-      to[0] = reinterpret_cast<const uint32_t*>(from)[lane];
-    } else if constexpr (P == 2) {
-      const uint2 two = reinterpret_cast<const uint2*>(from)[lane];
-      to[0] = two.x, to[1] = two.y;
-    } else {
-#pragma unroll
-      for (int round = 0; round < P / 4; ++round) {
-        const uint4 four = reinterpret_cast<const uint4*>(from)[round * LANES + lane];
-        to[4 * round] = four.x, to[4 * round + 1] = four.y, to[4 * round + 2] = four.z, to[4 * round + 3] = four.w;
-      }
-    }
+    if constexpr (BITS != 0) load_survivors(words, slot, lane);
   }
 
   __device__ __forceinline__ uint32_t metadata(int u) const {

@@ -14,7 +14,8 @@ struct LaunchBitmap {
   const void* x;  // nullptr: y is the weight [N, K]
   int64_t columns;  // of x
   int64_t rows;
-  const float* bias;
+  const float* row_scales;  // [rows] or nullptr
+  const float* bias;        // [N] or nullptr
   void* y;
   void* stream;
 };
@@ -22,5 +23,9 @@ struct LaunchBitmap {
 // Instantiated in fast_sparse_bitmap_*.cu.
 template <typename T, int BITS>
 const char* run_bitmap(const LaunchBitmap& all);
+
+// y: dense codes of 8 bits (kernels.h, expand_codes).
+template <int BITS>
+const char* run_expand(const LaunchBitmap& all);
 
 }  // namespace torchcoinfer::cuda

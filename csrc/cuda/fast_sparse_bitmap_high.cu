@@ -10,5 +10,8 @@ template const char* run_bitmap<__half, 6>(const LaunchBitmap&);
 template const char* run_bitmap<__nv_bfloat16, 6>(const LaunchBitmap&);
 template const char* run_bitmap<__half, 8>(const LaunchBitmap&);
 template const char* run_bitmap<__nv_bfloat16, 8>(const LaunchBitmap&);
+template const char* run_expand<5>(const LaunchBitmap&);
+template const char* run_expand<6>(const LaunchBitmap&);
+template const char* run_expand<8>(const LaunchBitmap&);
 
 }  // namespace torchcoinfer::cuda

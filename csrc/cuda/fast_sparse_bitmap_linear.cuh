@@ -26,6 +26,11 @@ struct TileGrid {
   }
 };
 
+// Two values each.
+__device__ __forceinline__ uint32_t add_pairs(uint32_t a, uint32_t b) {
+  return same_bits<uint32_t>(__hadd2(same_bits<__half2>(a), same_bits<__half2>(b)));
+}
+
 // x: [rows, columns], columns a multiple of 8, zeros beyond K, from a multiple of 16 bytes.
 template <typename T, int BITS, int MT>
 struct Product {
@@ -95,7 +100,8 @@ struct Product {
 
 template <typename T, int BITS, int MT>
 __global__ void __launch_bounds__((MT == 1 ? MOST_WARPS : MOST_WARPS / 2) * WARP, MT == 1 && BITS == 0 ? 2 : 1)
-    multiply_bitmap(SparseMatrix w, const T* x, int64_t columns, int64_t rows, const float* bias, T* y) {
+    multiply_bitmap(SparseMatrix w, const T* x, int64_t columns, int64_t rows, const float* row_scales,
+                    const float* bias, T* y) {
   auto* shared = static_cast<unsigned char*>(dynamic_shared());
   const int64_t block = blockIdx.x, first_row = static_cast<int64_t>(blockIdx.y) * MT * 8;
   const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = static_cast<int>(blockDim.x) / WARP;
@@ -127,6 +133,7 @@ __global__ void __launch_bounds__((MT == 1 ? MOST_WARPS : MOST_WARPS / 2) * WARP
     if (n >= w.N) continue;
     float sum = 0.f;
     for (int other = 0; other < warps; ++other) sum += out[other * MT * 8 * BLOCK_N + i];
+    if (row_scales) sum *= row_scales[first_row + i / BLOCK_N];
     y[(first_row + i / BLOCK_N) * w.N + n] = T(bias ? sum + bias[n] : sum);
   }
 }
@@ -183,7 +190,53 @@ __global__ void __launch_bounds__(MOST_WARPS* WARP, 1) write_bitmap(SparseMatrix
   wait_copies<0>();
 }
 
+// out: codes of 8 bits in the device order. Codes less their zero point, or 0 where pruned, plus 1024 and the zero point
+// to be are fp16 numbers whose low bytes are the result.
+template <int BITS>
+__global__ void __launch_bounds__(MOST_WARPS* WARP, 1) expand_bitmap(SparseMatrix w, uint8_t* out) {
+  constexpr float ONE_BIT = 1024.f;  // fp16 numbers from here on have a lowest bit worth 1
+  const int64_t block = blockIdx.x, tiles = ceil_div(w.K, TILE_K);
+  const int lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
+  Walk<__half, BITS> walk;
+  walk.begin(w, block, static_cast<unsigned char*>(dynamic_shared()));
+  while (walk.next())
+    for_tiles(walk, [&](auto number) {
+      constexpr int V = decltype(number)::value;
+      TileGrid<__half> grid;
+      grid.load(w, block, walk.tile + V, lane);
+      walk.template prepare<V>();
+      uint8_t* tile = out + (block * tiles + walk.tile + V) * tile_bytes(8);
+#pragma unroll
+      for (int s = 0; s < 2; ++s) {
+        uint32_t a[4], selectors[4];
+        walk.template fragment<V>(s, a, selectors);
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+          uint32_t point = pair_of<__half>(implicit_zero(8), implicit_zero(8));
+          if (w.zeros) {
+            point = grid.zero[h];
+            a[h] = subtract_pairs<__half>(a[h], select_bytes(point, 0, selectors[h]));
+            a[h + 2] = subtract_pairs<__half>(a[h + 2], select_bytes(point, 0, selectors[h + 2]));
+          }
+          const uint32_t raised = add_pairs(point, pair_of<__half>(ONE_BIT, ONE_BIT));
+          const uint32_t bytes = __byte_perm(add_pairs(a[h], raised), add_pairs(a[h + 2], raised), 0x6420);
+          const int n = 2 * g + h, k = 16 * s + 4 * t;
+          reinterpret_cast<uint32_t*>(tile)[4 * dense_lane(n, k) + 2 * (n / 8) + k % 8 / 4] = bytes;
+        }
+      }
+    });
+  wait_copies<0>();
+}
+
 }  // namespace
+
+template <int BITS>
+const char* run_expand(const LaunchBitmap& all) {
+  const int warps = MOST_WARPS / 2;
+  launch(expand_bitmap<BITS>, static_cast<unsigned>(ceil_div(all.w.N, BLOCK_N)), warps * WARP, walk_bytes(warps),
+         all.stream, all.w, static_cast<uint8_t*>(all.y));
+  return launch_error();
+}
 
 template <typename T, int BITS>
 const char* run_bitmap(const LaunchBitmap& all) {
@@ -202,8 +255,8 @@ const char* run_bitmap(const LaunchBitmap& all) {
     const int64_t count = all.rows - row < most ? all.rows - row : most;
     const dim3 grid(blocks, static_cast<unsigned>(ceil_div(count, fragments * 8)));
     launch(kernel, grid, warps * WARP, shared > sums ? shared : sums, all.stream, all.w,
-           static_cast<const T*>(all.x) + row * all.columns, all.columns, count, all.bias,
-           static_cast<T*>(all.y) + row * all.w.N);
+           static_cast<const T*>(all.x) + row * all.columns, all.columns, count,
+           all.row_scales ? all.row_scales + row : nullptr, all.bias, static_cast<T*>(all.y) + row * all.w.N);
   }
   return launch_error();
 }

@@ -10,5 +10,8 @@ template const char* run_bitmap<__half, 3>(const LaunchBitmap&);
 template const char* run_bitmap<__nv_bfloat16, 3>(const LaunchBitmap&);
 template const char* run_bitmap<__half, 4>(const LaunchBitmap&);
 template const char* run_bitmap<__nv_bfloat16, 4>(const LaunchBitmap&);
+template const char* run_expand<2>(const LaunchBitmap&);
+template const char* run_expand<3>(const LaunchBitmap&);
+template const char* run_expand<4>(const LaunchBitmap&);
 
 }  // namespace torchcoinfer::cuda

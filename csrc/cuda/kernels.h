@@ -94,10 +94,10 @@ const char* float_rows(const void* x, Element type, int64_t rows, int64_t K, flo
 const char* static_codes(const void* x, Element type, int64_t rows, int64_t K, const float* scales, void* out,
                          void* stream);
 
-// As float_rows with every row rounded to symmetric int8 codes: scales [rows] = absmax / 127, NaN where a value is NaN or
-// infinite; values = the codes.
-const char* code_rows(const void* x, Element type, int64_t rows, int64_t K, float* values, float* scales,
-                      void* stream);
+// Every row rounded to symmetric int8 codes: scales [rows] = absmax / 127, NaN where a value is NaN or infinite; codes:
+// [rows, columns] of code_type, which holds them exactly, zeros beyond K.
+const char* code_rows(const void* x, Element type, int64_t rows, int64_t K, int64_t columns, void* codes,
+                      Element code_type, float* scales, void* stream);
 
 // y [rows, N] of type = (values W^T) * row_scales + bias. row_scales [rows] and bias [N] may be nullptr.
 const char* quant_linear(const DenseMatrix& w, const float* values, int64_t rows, const float* row_scales,
@@ -146,11 +146,18 @@ int64_t sparse24_scratch(const SparseMatrix& w, int64_t rows);
 const char* fast_sparse24(const SparseMatrix& w, const void* x, int64_t x_columns, int64_t rows, const float* bias,
                           void* y, Element type, float* scratch, void* stream);
 
-// The same for bitmap, without scratch, meant for few rows; and where it serves, the weight, out: [N, K] of type.
+// The same for bitmap, without scratch, meant for few rows, y times row_scales [rows] or nullptr; and where it serves,
+// the weight, out: [N, K] of type.
 bool bitmap_serves(const SparseMatrix& w, Element type);
-const char* fast_bitmap(const SparseMatrix& w, const void* x, int64_t x_columns, int64_t rows, const float* bias,
-                        void* y, Element type, void* stream);
+const char* fast_bitmap(const SparseMatrix& w, const void* x, int64_t x_columns, int64_t rows, const float* row_scales,
+                        const float* bias, void* y, Element type, void* stream);
 const char* bitmap_dequantize(const SparseMatrix& w, void* out, Element type, void* stream);
+
+// Quantized survivors as dense codes of 8 bits that stand for the same weight with the same scales: out [NB, KT, 512] in
+// the device order, the zero point (of 8 bits where w has none) where pruned. `serves`: at the speed of memory; 2:4
+// codes are expanded anyway, bitmap codes only then.
+bool expand_serves(const SparseMatrix& w);
+const char* expand_codes(const SparseMatrix& w, uint8_t* out, void* stream);
 
 struct ConvShape {
   int64_t batch, channels, height, width;  // of x

@@ -14,8 +14,8 @@ __global__ void convert(const void* x, Element type, int64_t rows, int64_t K, in
       values[row * stride + k] = k < K ? load_element(x, type, row * K + k) : 0.f;
 }
 
-__global__ void quantize(const void* x, Element type, int64_t rows, int64_t K, int64_t stride, float* values,
-                         float* scales) {
+__global__ void quantize(const void* x, Element type, int64_t rows, int64_t K, int64_t columns, void* codes,
+                         Element code_type, float* scales) {
   __shared__ float scratch[THREADS / WARP];
   for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
     float largest = 0.f;
@@ -29,9 +29,9 @@ __global__ void quantize(const void* x, Element type, int64_t rows, int64_t K, i
     finite = __syncthreads_and(finite);
     const float inverse = largest > 0.f ? CODE_TOP / largest : 0.f;
     if (threadIdx.x == 0) scales[row] = finite ? largest / CODE_TOP : __int_as_float(0x7fc00000);
-    for (int64_t k = threadIdx.x; k < stride; k += THREADS) {
+    for (int64_t k = threadIdx.x; k < columns; k += THREADS) {
       const float code = k < K ? rintf(__fmul_rn(load_element(x, type, row * K + k), inverse)) : 0.f;
-      values[row * stride + k] = fminf(fmaxf(code, -CODE_TOP), CODE_TOP);
+      store_element(fminf(fmaxf(code, -CODE_TOP), CODE_TOP), codes, code_type, row * columns + k);
     }
   }
 }
@@ -61,11 +61,11 @@ const char* float_rows(const void* x, Element type, int64_t rows, int64_t K, flo
   return launch_error();
 }
 
-const char* code_rows(const void* x, Element type, int64_t rows, int64_t K, float* values, float* scales,
-                      void* stream) {
-  const int64_t stride = ceil_div(K, TILE_K) * TILE_K;
+const char* code_rows(const void* x, Element type, int64_t rows, int64_t K, int64_t columns, void* codes,
+                      Element code_type, float* scales, void* stream) {
   if (rows == 0) return nullptr;
-  launch(quantize, grid_size(rows, MOST_BLOCKS), THREADS, 0, stream, x, type, rows, K, stride, values, scales);
+  launch(quantize, grid_size(rows, MOST_BLOCKS), THREADS, 0, stream, x, type, rows, K, columns, codes, code_type,
+         scales);
   return launch_error();
 }
 

@@ -43,14 +43,14 @@ bool bitmap_serves(const SparseMatrix& w, Element type) {
   return aligned && (w.bits || w.value_type == type);
 }
 
-const char* fast_bitmap(const SparseMatrix& w, const void* x, int64_t x_columns, int64_t rows, const float* bias,
-                        void* y, Element type, void* stream) {
+const char* fast_bitmap(const SparseMatrix& w, const void* x, int64_t x_columns, int64_t rows, const float* row_scales,
+                        const float* bias, void* y, Element type, void* stream) {
   if (rows == 0) return nullptr;
-  return run_typed({w, 0, x, x_columns, rows, bias, y, stream}, type);
+  return run_typed({w, 0, x, x_columns, rows, row_scales, bias, y, stream}, type);
 }
 
 const char* bitmap_dequantize(const SparseMatrix& w, void* out, Element type, void* stream) {
-  return run_typed({w, 0, nullptr, 0, 0, nullptr, out, stream}, type);
+  return run_typed({w, 0, nullptr, 0, 0, nullptr, nullptr, out, stream}, type);
 }
 
 }  // namespace torchcoinfer::cuda

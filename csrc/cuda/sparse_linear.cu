@@ -4,7 +4,7 @@
 // 16 x 32 weights in shared memory, zeros elsewhere, then multiply. Team j of 16 threads takes columns 2j and 2j + 1;
 // the teams add up at the end.
 
-#include "cuda/element.cuh"
+#include "cuda/sparse_element.cuh"
 
 namespace torchcoinfer::cuda {
 namespace {
@@ -12,64 +12,10 @@ namespace {
 constexpr int TEAMS = 16;
 constexpr int THREADS = TEAMS * BLOCK_N;
 constexpr int ROWS = 8;
-constexpr int TILE_SURVIVORS = TILE_CHUNKS * CHUNK;
 constexpr int PER_THREAD = BLOCK_N * TILE_K / THREADS;
 constexpr int TEAM_COLUMNS = TILE_K / TEAMS;
 constexpr int PAIRED_THREADS = BLOCK_N * TILE_GROUPS;
 static_assert(ROWS <= TEAMS, "team m writes row m");
-
-// The columns that row n keeps of group g in a 2:4 tile: the first in the low two bits.
-__device__ int paired_nibble(const SparseMatrix& w, int64_t block, int64_t tiles, int64_t t, int n, int g) {
-  const uint8_t* index = w.index + block * tiles * INDEX_BYTES;
-  if (w.layout != DEVICE_LAYOUT) return index[t * INDEX_BYTES + 8 * g + n / 2] >> 4 * (n % 2) & 15;
-  const Bit at = device_index_bit(tiles, t, n, g);
-  return index[at.byte] >> at.shift & 15;
-}
-
-__device__ float survivor_value(const SparseMatrix& w, const Grid& grid, int64_t survivor) {
-  if (!w.bits) return load_element(w.values, w.value_type, survivor);
-  const auto* chunk = static_cast<const uint8_t*>(w.values) + survivor / CHUNK * chunk_bytes(w.bits);
-  return grid.scale * static_cast<float>(chunk_code(chunk, w.bits, static_cast<int>(survivor % CHUNK)) - grid.zero);
-}
-
-__device__ float paired_survivor(const SparseMatrix& w, const Grid& grid, int64_t block, int64_t tiles, int64_t t,
-                                 int n, int g, int slot) {
-  const int64_t first = (block * tiles + t) * TILE_SURVIVORS;
-  if (w.layout != DEVICE_LAYOUT) return survivor_value(w, grid, first + g * PAIRED_SURVIVORS + 2 * n + slot);
-  if (!w.bits) return load_element(w.values, w.value_type, first + device_survivor_element(n, g, slot));
-  const auto* values = static_cast<const uint8_t*>(w.values) + block * tiles * TILE_CHUNKS * chunk_bytes(w.bits);
-  return grid.scale * static_cast<float>(device_survivor(values, w.bits, tiles, t, n, g, slot) - grid.zero);
-}
-
-__device__ float paired_weight(const SparseMatrix& w, const Grid& grid, int64_t block, int64_t tiles, int64_t t, int n,
-                               int k) {
-  const int g = k / GROUP_K, nibble = paired_nibble(w, block, tiles, t, n, g);
-  const int slot = k % GROUP_K == (nibble & 3) ? 0 : k % GROUP_K == nibble >> 2 ? 1 : -1;
-  return slot < 0 ? 0.f : paired_survivor(w, grid, block, tiles, t, n, g, slot);
-}
-
-// Survivors of a bitmap block, tile by tile.
-struct Stream {
-  int64_t first, last, seen;
-
-  __device__ Stream(const SparseMatrix& w, int64_t block) : first(0), last(0), seen(0) {
-    if (w.paired) return;
-    first = static_cast<int64_t>(w.offsets[block]) * CHUNK;
-    last = static_cast<int64_t>(w.offsets[block + 1]) * CHUNK;
-    if (first < 0 || last > w.chunks * CHUNK) last = first;  // never read beyond the values
-  }
-  // The weight of (n, k) in the tile whose masks are given.
-  __device__ float weight(const SparseMatrix& w, const Grid& grid, const uint64_t* masks, int n, int k) const {
-    const int g = k / GROUP_K, at = GROUP_K * n + k % GROUP_K;
-    if (!(masks[g] >> at & 1)) return 0.f;
-    int64_t survivor = first + seen + __popcll(masks[g] & ((uint64_t{1} << at) - 1));
-    for (int i = 0; i < g; ++i) survivor += __popcll(masks[i]);
-    return survivor < last ? survivor_value(w, grid, survivor) : 0.f;
-  }
-  __device__ void pass(const uint64_t* masks) {
-    for (int i = 0; i < TILE_GROUPS; ++i) seen += __popcll(masks[i]);
-  }
-};
 
 __global__ void __launch_bounds__(THREADS)
     multiply(SparseMatrix w, const float* values, int64_t rows, const float* row_scales, const float* bias, void* y,

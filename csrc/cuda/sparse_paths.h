@@ -7,7 +7,7 @@
 
 namespace torchcoinfer {
 
-enum class SparsePath { plain, two_of_four, bitmap, decoded };
+enum class SparsePath { plain, two_of_four, bitmap, decoded, bytes };
 
 // From here on decoding and cuBLAS are the safer choice. Reckoned for an H100, not measured yet: decoding 4096 x 4096
 // takes about 14 us, cuBLAS 98 us at 2048 rows, and mma.sp from registers is no faster than its wgmma by more than that.
@@ -19,7 +19,12 @@ constexpr int64_t PLAIN_ROWS = 16;
 
 inline SparsePath sparse_path(const cuda::SparseMatrix& w, cuda::Element x, int64_t rows, int64_t activation_bits) {
   if (rows == 0 || w.N == 0 || w.K == 0) return SparsePath::plain;  // nothing to multiply
-  if (activation_bits) return SparsePath::plain;
+  if (activation_bits) {
+    // exact by 16-bit products, for codes of x are exact in 16 bits and bitmap codes meet them unscaled
+    if (cuda::bitmap_serves(w, x) && rows <= BITMAP_ROWS) return SparsePath::bitmap;
+    if (cuda::expand_serves(w)) return SparsePath::bytes;
+    return w.paired && rows > PLAIN_ROWS ? SparsePath::bytes : SparsePath::plain;
+  }
   if (rows < DECODE_24_ROWS && cuda::sparse24_serves(w, x, rows)) return SparsePath::two_of_four;
   if (cuda::bitmap_serves(w, x) && rows <= BITMAP_ROWS) return SparsePath::bitmap;
   return rows <= PLAIN_ROWS ? SparsePath::plain : SparsePath::decoded;
@@ -36,27 +41,66 @@ inline Tensor decoded_sparse_linear(const Checker& checks, const cuda::SparseMat
   return torch_linear(x, weight, beside);
 }
 
+// x [rows, K] rounded to int8 codes times the weight's codes, expanded to dense ones of 8 bits: exact sums.
+inline void expanded_linear(const Checker& checks, const cuda::SparseMatrix& w, const Tensor& x, Dtype dtype,
+                            int64_t rows, const Tensor& bias, Tensor& y) {
+  const int64_t blocks = ceil_div(w.N, BLOCK_N), tiles = ceil_div(w.K, TILE_K);
+  const Tensor codes = empty_beside(x, {blocks, tiles, tile_bytes(8)}, ScalarType::Byte);
+  check_launch(checks, cuda::expand_codes(w, mutable_data<uint8_t>(codes), current_stream(x)));
+  const cuda::DenseMatrix dense{data<uint8_t>(codes), w.scales, w.zeros, w.scale_type, 8, w.group_size, w.N, w.K,
+                                DEVICE_LAYOUT};
+  byte_linear(checks, dense, x, dtype, rows, bias, y);
+}
+
+// Rows of x as the fast kernels read them, [rows, K rounded up to 8] in x's dtype: the values, or int8 codes and their
+// scales.
+struct SparseRows {
+  Tensor values, scales;
+
+  SparseRows(const Checker& checks, const Tensor& x, int64_t rows, int64_t K, int64_t activation_bits)
+      : values(x), scales(empty_beside(x, {activation_bits ? rows : 0}, ScalarType::Float)) {
+    const Dtype dtype = checks.floating("x", x);
+    if (!activation_bits) {
+      values = aligned_rows(checks, x, dtype, rows, K);
+      return;
+    }
+    const int64_t columns = ceil_div(K, 8) * 8;
+    values = empty_beside(x, {rows, columns}, x.scalar_type());
+    check_launch(checks, cuda::code_rows(x.const_data_ptr(), element(dtype), rows, K, columns,
+                                         values.mutable_data_ptr(), element(dtype), mutable_data<float>(scales),
+                                         current_stream(x)));
+  }
+  const float* row_scales() const {
+    return scales.numel() ? data<float>(scales) : nullptr;
+  }
+};
+
 // The layer by a fast path; nothing where only the plain kernel serves it.
 inline std::optional<Tensor> fast_sparse_linear(const Checker& checks, const cuda::SparseMatrix& w, const Tensor& x,
                                                 const std::optional<Tensor>& bias, int64_t activation_bits) {
-  const cuda::Element type = element(checks.floating("x", x));
+  const Dtype dtype = checks.floating("x", x);
+  const cuda::Element type = element(dtype);
   const auto [rows, size] = RowsOf(x, w.N);
   const SparsePath path = sparse_path(w, type, rows, activation_bits);
   if (path == SparsePath::plain) return std::nullopt;
   const Tensor of_bias = bias_values(checks, bias, w.N, x);
-  const Tensor values = torch::stable::contiguous(x);
-  if (path == SparsePath::decoded) return decoded_sparse_linear(checks, w, values, type, bias);
+  const Tensor whole = torch::stable::contiguous(x);
+  if (path == SparsePath::decoded) return decoded_sparse_linear(checks, w, whole, type, bias);
   Tensor y = empty_beside(x, size, x.scalar_type());
+  if (path == SparsePath::bytes) {
+    expanded_linear(checks, w, whole, dtype, rows, of_bias, y);
+    return y;
+  }
   void* stream = current_stream(x);
-  const Tensor padded = aligned_rows(checks, values, checks.floating("x", x), rows, w.K);
-  const int64_t columns = padded.numel() / rows;
+  const SparseRows of_x(checks, whole, rows, w.K, activation_bits);
+  const int64_t columns = of_x.values.numel() / rows;
   if (path == SparsePath::bitmap) {
-    check_launch(checks, cuda::fast_bitmap(w, padded.const_data_ptr(), columns, rows, bias_data(of_bias),
-                                           y.mutable_data_ptr(), type, stream));
+    check_launch(checks, cuda::fast_bitmap(w, of_x.values.const_data_ptr(), columns, rows, of_x.row_scales(),
+                                           bias_data(of_bias), y.mutable_data_ptr(), type, stream));
     return y;
   }
   const Tensor scratch = empty_beside(x, {cuda::sparse24_scratch(w, rows)}, ScalarType::Float);
-  check_launch(checks, cuda::fast_sparse24(w, padded.const_data_ptr(), columns, rows, bias_data(of_bias),
+  check_launch(checks, cuda::fast_sparse24(w, of_x.values.const_data_ptr(), columns, rows, bias_data(of_bias),
                                            y.mutable_data_ptr(), type, mutable_data<float>(scratch), stream));
   return y;
 }

@@ -6,6 +6,7 @@ from bounds import ROUNDED_WEIGHT, SUMS, assert_near
 from test_host_sparse import mask_of, values_of
 
 from torchcoinfer import ops
+from torchcoinfer.ops.quant_linear import quantize_rows
 
 BITS = (0, 2, 3, 4, 5, 6, 8)
 DTYPES = (torch.float16, torch.bfloat16)
@@ -93,6 +94,61 @@ def test_24_whose_thread_blocks_share_columns(model, bits, K, rows):
 @pytest.mark.parametrize("bits", [0, 3])
 def test_24_of_very_many_rows_is_decoded(model, bits, dtype):
     check(model, "2:4", bits, dtype, 20, 40, 32, False, 2050, mask_of("2:4", 20, 40))
+
+
+INT8_CASES = (
+    (16, 32, 32, False, 17),
+    (37, 200, 0, True, 7),
+    (50, 257, 128, False, 9),
+    (33, 160, 64, False, 65),
+)
+
+
+@pytest.mark.parametrize("form, layout", [("2:4", 0), ("2:4", 1), ("bitmap", 0)])
+@pytest.mark.parametrize("bits", BITS[1:])
+def test_int8_codes_of_x_are_multiplied_exactly(model, bits, form, layout):
+    """Against float64, and, where the codes are expanded, the bits that the dense kernel gives for them."""
+    for i, (N, K, group_size, symmetric, rows) in enumerate(INT8_CASES):
+        dtype = (*DTYPES, torch.float32)[i % 3]
+        values, mask = values_of(bits, N, K, dtype), mask_of(form, N, K)
+        parts = (ops.sparse24_pack if form == "2:4" else ops.bitmap_pack)(values, mask, bits)
+        if form == "2:4":
+            values, mask = ops.sparse24_unpack(*parts, bits, N, K)
+        if layout:
+            model.ops.reorder_(parts[0], "index", 4, True)
+            model.ops.reorder_(parts[1], "survivors", bits, True)
+        scales, zeros, spread, point = grid_of(bits, N, K, group_size, symmetric, torch.float16)
+        x, bias = torch.randn(rows, K).to(dtype), torch.randn(N)
+        x[-1, 0] = 200  # the other codes of this row are nearly all 0
+        linear = model.ops.sparse24_linear if form == "2:4" else model.ops.bitmap_linear
+        y = linear(x, *parts, scales, zeros, bias, bits, group_size, N, 8, layout)
+        codes, steps = quantize_rows(x.float())
+        assert y.dtype == dtype
+        assert_near(
+            y, codes.double() * steps.double(), spread * (values.double() - point) * mask, bias.double()
+        )
+        expanded = dtype == torch.float32 or rows > 64 or form == "2:4"
+        if not expanded or (form == "2:4" and layout == 0 and rows <= 16):
+            continue
+        dense = torch.where(mask, values, point if symmetric else point.to(torch.uint8)).to(torch.uint8)
+        packed = ops.pack_codes(dense, bits)
+        model.ops.reorder_(packed, "codes", bits, True)
+        assert torch.equal(
+            y, model.ops.quant_linear(x, packed, scales, zeros, bias, bits, group_size, N, 8, 1)
+        )
+
+
+@pytest.mark.parametrize("form", ["2:4", "bitmap"])
+def test_int8_codes_of_nan_and_infinity_give_nan(model, form):
+    for dtype in (*DTYPES, torch.float32):
+        parts = (ops.sparse24_pack if form == "2:4" else ops.bitmap_pack)(
+            values_of(4, 20, 40, dtype), mask_of(form, 20, 40), 4
+        )
+        x = torch.randn(3, 40).to(dtype)
+        x[1, 7], x[2, 39] = float("nan"), float("inf")
+        linear = model.ops.sparse24_linear if form == "2:4" else model.ops.bitmap_linear
+        y = linear(x, *parts, torch.rand(2, 1, 16), None, None, 4, 0, 20, 8)
+        assert y[0].isfinite().all() and y[1:].isnan().all()
 
 
 def random_mask(N: int, K: int, density: float) -> torch.Tensor:
