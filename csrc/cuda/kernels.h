@@ -187,9 +187,10 @@ struct CodecShape {
   bool by_token;  // scale and low [rows], else [channels]
 };
 
-// codes: uint8 [rows, ceil(n * bits / 8)]; scale, low: as shape says
-const char* encode(const CodecShape& shape, const void* x, Element type, float* scale, float* low, uint8_t* codes,
-                   void* stream);
+// codes: uint8 [rows, ceil(n * bits / 8)]; scale, low: as shape says; scratch: as many floats as encode_scratch says
+int64_t encode_scratch(const CodecShape& shape);
+const char* encode(const CodecShape& shape, const void* x, Element type, float* scratch, float* scale, float* low,
+                   uint8_t* codes, void* stream);
 const char* decode(const CodecShape& shape, const uint8_t* codes, const float* scale, const float* low, void* x,
                    Element type, void* stream);
 

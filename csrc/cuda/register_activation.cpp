@@ -34,8 +34,10 @@ std::tuple<Tensor, Tensor, Tensor> encode_activation_op(Tensor x, int64_t bits, 
   sizes.push_back(ceil_div(shape.n * bits, 8));
   Tensor codes = empty_beside(x, sizes, ScalarType::Byte);
   Tensor scale = empty_beside(x, of_scale, ScalarType::Float), low = empty_beside(x, of_scale, ScalarType::Float);
-  check_launch(checks, cuda::encode(shape, x.const_data_ptr(), element(dtype), mutable_data<float>(scale),
-                                    mutable_data<float>(low), mutable_data<uint8_t>(codes), current_stream(x)));
+  const Tensor scratch = empty_beside(x, {cuda::encode_scratch(shape)}, ScalarType::Float);
+  check_launch(checks, cuda::encode(shape, x.const_data_ptr(), element(dtype), mutable_data<float>(scratch),
+                                    mutable_data<float>(scale), mutable_data<float>(low), mutable_data<uint8_t>(codes),
+                                    current_stream(x)));
   return {codes, scale, low};
 }
 

@@ -55,7 +55,8 @@ void run_dense(int64_t N, int64_t K, int bits, int64_t rows) {
   std::vector<float> embedded(indices.size() * K);
   expect("embed", cuda::embed(w, indices.data(), true, 3, embedded.data(), Element::float32, nullptr));
   for (const int layout : {0, 1}) {
-    expect("code_rows", cuda::code_rows(x.data(), Element::float32, rows, K, values.data(), row_scales.data(), nullptr));
+    expect("code_rows", cuda::code_rows(x.data(), Element::float32, rows, K, tiles * TILE_K, values.data(),
+                                        Element::float32, row_scales.data(), nullptr));
     expect("quant_linear", cuda::quant_linear(w, values.data(), rows, row_scales.data(), bias.data(), y.data(),
                                               Element::float32, nullptr));
     expect("reorder", cuda::reorder(packed.data(), cuda::Buffer::codes, bits, 1, blocks, tiles, layout == 0, nullptr));
@@ -131,10 +132,12 @@ void run_sparse(int64_t N, int64_t K, int bits, bool paired) {
   std::vector<uint16_t> weight(N * K);
   expect("sparse_dequantize", cuda::sparse_dequantize(w, weight.data(), Element::float16, nullptr));
   std::vector<uint16_t> halves(70 * ceil_div(K, 8) * 8), out(70 * N);
+  std::vector<uint8_t> wide(blocks * tiles * tile_bytes(8));
   if (!paired) {
     for (const int64_t count : {3, 70})
-      expect("bitmap", cuda::fast_bitmap(w, halves.data(), ceil_div(K, 8) * 8, count, nullptr, out.data(),
+      expect("bitmap", cuda::fast_bitmap(w, halves.data(), ceil_div(K, 8) * 8, count, nullptr, nullptr, out.data(),
                                          Element::float16, nullptr));
+    expect("expand_codes", cuda::expand_codes(w, wide.data(), nullptr));
     expect("bitmap_dequantize", cuda::bitmap_dequantize(w, weight.data(), Element::float16, nullptr));
     return;
   }
@@ -142,6 +145,7 @@ void run_sparse(int64_t N, int64_t K, int bits, bool paired) {
   expect("reorder values",
          cuda::reorder(survivors.data(), cuda::Buffer::survivors, bits, 1, blocks, tiles, true, nullptr));
   w.layout = 1;
+  expect("expand_codes", cuda::expand_codes(w, wide.data(), nullptr));
   w.scale_type = Element::float16;
   for (const int64_t count : {3, 70}) {
     std::vector<float> scratch(cuda::sparse24_scratch(w, count));
@@ -150,12 +154,13 @@ void run_sparse(int64_t N, int64_t K, int bits, bool paired) {
   }
 }
 
-void run_codec(bool by_token) {
-  const cuda::CodecShape shape{3, 70, 14, 5, by_token};
-  const std::vector<float> x = random_floats(3 * 70);
-  std::vector<float> scale(14), low(14), y(3 * 70);
-  std::vector<uint8_t> codes(3 * 44);
-  expect("encode", cuda::encode(shape, x.data(), Element::float32, scale.data(), low.data(), codes.data(), nullptr));
+void run_codec(int64_t n, int64_t channels, int bits, bool by_token) {
+  const cuda::CodecShape shape{3, n, channels, bits, by_token};
+  const std::vector<float> x = random_floats(3 * n);
+  std::vector<float> scale(by_token ? 3 : channels), low(scale.size()), y(3 * n), scratch(cuda::encode_scratch(shape));
+  std::vector<uint8_t> codes(3 * ceil_div(n * bits, 8));
+  expect("encode", cuda::encode(shape, x.data(), Element::float32, scratch.data(), scale.data(), low.data(),
+                                codes.data(), nullptr));
   expect("decode", cuda::decode(shape, codes.data(), scale.data(), low.data(), y.data(), Element::float32, nullptr));
 }
 
@@ -177,8 +182,10 @@ int main(int count, char** arguments) {
     run_sparse(37, 170, bits, true);
     run_sparse(37, 170, bits, false);
   }
-  run_codec(true);
-  run_codec(false);
+  for (const bool by_token : {true, false}) {
+    run_codec(70, 14, 5, by_token);
+    run_codec(9000, 24, 3, by_token);  // several parts
+  }
   std::printf("%d failures\n", failures);
   return failures;
 }

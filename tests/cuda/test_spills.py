@@ -13,7 +13,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 NVCC = os.environ.get("NVCC") or shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
-HOT = ("dequantize", "quant_linear", "sparse_linear")  # and every file whose name begins with "fast_"
+HOT = (
+    "activation",
+    "dequantize",
+    "quant_linear",
+    "sparse_linear",
+)  # and every file whose name begins with "fast_"
 
 
 def spilling(source: Path, target: Path) -> list[str]:
