@@ -1,7 +1,7 @@
 // Clip search: tensors to pointers, checks, threads, registration.
 
 #include "cpu/grid.h"
-#include "cpu/tensor.h"
+#include "grid_arguments.h"
 
 namespace torchcoinfer {
 namespace {
@@ -12,28 +12,17 @@ std::tuple<Tensor, Tensor> search_grid_op(Tensor groups, Tensor importance, Tens
                                           std::vector<double> shares, double unit, ScalarType scale_dtype,
                                           int64_t bits, int64_t refinements) {
   const Checker checks{"search_grid"};
-  checks.bits(bits);
-  const Dtype stored = checks.floating("scale_dtype", scale_dtype);
   for (const auto& [name, tensor] : {std::pair("groups", groups), std::pair("importance", importance),
-                                     std::pair("start_scales", start_scales), std::pair("start_zeros", start_zeros)}) {
+                                     std::pair("start_scales", start_scales), std::pair("start_zeros", start_zeros)})
     checks.cpu(name, tensor);
-    checks.dtype(name, tensor, ScalarType::Float);
-    check(tensor.dim() == 2, checks.op, name, "2 dimensions", shape_text(tensor));
-  }
-  const int64_t count = groups.size(0), size = groups.size(1);
-  check(importance.size(0) > 0, checks.op, "importance", "at least one row", shape_text(importance));
-  checks.shape("importance", importance, {importance.size(0), size});
-  check(start_scales.size(0) > 0, checks.op, "start_scales", "at least one row", shape_text(start_scales));
-  checks.shape("start_scales", start_scales, {start_scales.size(0), count});
-  checks.shape("start_zeros", start_zeros, {start_scales.size(0), count});
-  check(unit > 0, checks.op, "unit", "a positive number", unit);
-  groups = torch::stable::contiguous(groups), importance = torch::stable::contiguous(importance);
-  start_scales = torch::stable::contiguous(start_scales), start_zeros = torch::stable::contiguous(start_zeros);
-  const std::vector<float> ratios(shares.begin(), shares.end());
-  const GridSearch search{size, importance.size(0), count, start_scales.size(0), static_cast<int64_t>(ratios.size()),
-                          static_cast<int>(refinements), static_cast<float>((1 << bits) - 1),
-                          static_cast<float>(unit), stored, data<float>(groups), data<float>(importance),
-                          data<float>(start_scales), data<float>(start_zeros), ratios.data()};
+  const GridArguments given =
+      grid_arguments(checks, groups, importance, start_scales, start_zeros, shares, unit, scale_dtype, bits);
+  const int64_t count = given.count(), size = groups.size(1);
+  const GridSearch search{size, importance.size(0), count, start_scales.size(0),
+                          static_cast<int64_t>(given.shares.size()), static_cast<int>(refinements),
+                          static_cast<float>((1 << bits) - 1), static_cast<float>(unit), given.scale_dtype,
+                          data<float>(given.groups), data<float>(given.importance), data<float>(given.start_scales),
+                          data<float>(given.start_zeros), given.shares.data()};
   Tensor scales = empty_cpu({count}, ScalarType::Float), zeros = empty_cpu({count}, ScalarType::Float);
   float* scale_data = mutable_data<float>(scales);
   float* zero_data = mutable_data<float>(zeros);

@@ -176,6 +176,28 @@ const char* gather_patches(const ConvShape& shape, const void* x, Element type, 
 const char* quant_conv2d(const DenseMatrix& w, const ConvShape& shape, const void* x, float* maxima, const float* bias,
                          void* y, Element type, void* stream);
 
+// --- clip search: cpu/grid.h
+
+struct GridSearch {
+  int64_t group_size;         // values a group
+  int64_t importance_rows;    // group m is weighed by row m % importance_rows
+  int64_t groups;             // M
+  int64_t starts;             // S ranges to shrink
+  int64_t ratios;             // R shares of a range
+  int refinements;            // least-squares steps after the search
+  float top;                  // 2^bits - 1
+  float unit;                 // scales are stored times this power of two
+  Element scale_type;         // as which scales are stored
+  const float* values;        // [M, group_size], divided by unit
+  const float* importance;    // [importance_rows, group_size]
+  const float* start_scales;  // [S, M]
+  const float* start_zeros;   // [S, M]
+  const float* shares;        // [R]
+};
+
+// scales [M] storable, still divided by unit; zeros [M].
+const char* search_grid(const GridSearch& search, float* scales, float* zeros, void* stream);
+
 // --- the codec of tensors at the cut: cpu/activation.h, bit for bit
 
 // x as rows (leading dims) of n values (trailing dims); channel of value i: i % channels.

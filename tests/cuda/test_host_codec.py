@@ -6,8 +6,8 @@ import torch
 from torchcoinfer import ops
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# shape and leading dims: whole words or not, many rows, one long row (several parts), channels by eights or by
-# one, more lines of channels than a thread block sees
+# shape and leading dims: whole words or not, a long row (several parts), channels by eights or singly,
+# more lines of channels than a thread block sees
 SHAPES = (
     ((3, 64), 1),
     ((2, 40), 1),
