@@ -3,6 +3,8 @@
 
 #pragma once
 
+#include <algorithm>
+
 #include "cpu/sparse.h"
 
 namespace torchcoinfer {
@@ -10,17 +12,23 @@ namespace torchcoinfer {
 // Plain rows of one part: they stay in the cache next to where they are multiplied, and no call takes more memory.
 constexpr int64_t DECODED_BYTES = 2 << 20;
 
-// From so many rows on decoding, which takes about as long as the products of ten rows, is paid back.
-constexpr int64_t DECODED_ROWS = 96;
-constexpr int64_t DECODED_FLOATS_ROWS_AMX = 16;  // torch has tiles there; reckoned, not measured
+// How a weight is stored: by the rows of x from which on torch is sooner done, measured on Zen 5 (floats with amx:
+// reckoned, torch has tiles there). Decoding takes as long as the products of about ten rows. The kernels of codes lose
+// to torch by a tenth where rows are many, and, as they have to make digits of x first, by more where N is small.
+enum class Stored { codes, sparse_codes, floats };
 
-// Whether a weight-only layer goes that way; `floats`: its weight is stored in floats.
-inline bool is_decoded(Isa isa, Dtype x, int64_t rows, int64_t activation_bits, bool floats, int64_t N, int64_t K) {
+inline int64_t decoded_rows(Isa isa, Stored stored, int64_t N) {
+  if (stored == Stored::floats) return isa == Isa::amx ? 16 : 128;
+  return std::clamp<int64_t>(N / 2, 128, stored == Stored::codes ? 384 : 192);
+}
+
+// Whether a weight-only layer goes that way.
+inline bool is_decoded(Isa isa, Dtype x, int64_t rows, int64_t activation_bits, Stored stored, int64_t N, int64_t K) {
 #if TORCHCOINFER_X86
-  const int64_t least = floats && isa == Isa::amx ? DECODED_FLOATS_ROWS_AMX : DECODED_ROWS;
-  return has_avx512(isa) && x == Dtype::bfloat16 && !activation_bits && rows >= least && N > 0 && K > 0;
+  return has_avx512(isa) && x == Dtype::bfloat16 && !activation_bits && N > 0 && K > 0 &&
+         rows >= decoded_rows(isa, stored, N);
 #else
-  (void)isa, (void)x, (void)rows, (void)activation_bits, (void)floats, (void)N, (void)K;
+  (void)isa, (void)x, (void)rows, (void)activation_bits, (void)stored, (void)N, (void)K;
   return false;
 #endif
 }

@@ -21,7 +21,6 @@ constexpr int64_t chunk_tiles(int bits) {
   return (bits == 8 ? 2 : 1) * (SEGMENT_K / TILE_K);
 }
 constexpr int64_t TILE_CODES = TILE_K * BLOCK_N;
-constexpr int64_t STREAMED_BYTES = 1 << 20;  // of y: so many leave L2 anyway
 
 // Two neighboring blocks; where the second is missing, the first stands in for it.
 struct Pair {
@@ -43,6 +42,16 @@ struct Chunk {
 
 TORCHCOINFER_AVX512_INLINE void fetch(const uint8_t* data) {
   _mm_prefetch(reinterpret_cast<const char*>(data), _MM_HINT_T0);
+}
+
+// Lines of y that are soon stored: its rows lie far apart, and a store that waits for its line holds up all others.
+void fetch_rows(const Output& out, const Pair& pair, int64_t begin, int64_t end) {
+  const int64_t bytes = dtype_bytes(out.dtype);
+  for (int64_t b = 0; b < BLOCKS; ++b) {
+    const char* y = static_cast<const char*>(out.y) + pair.block[b] * BLOCK_N * out.column_stride * bytes;
+    // an instruction: the compiler drops calls of functions that only prefetch
+    for (int64_t m = begin; m < end; ++m) asm volatile("prefetchw %0" ::"m"(y[m * out.row_stride * bytes]));
+  }
 }
 
 template <int ROWS>
@@ -85,6 +94,12 @@ TORCHCOINFER_AVX512_INLINE void add_lanes(const Chunk& chunk, int64_t begin, int
   }
 }
 
+// Whether a digit has a start value; the second of several has the first's, too.
+template <int DIGITS>
+constexpr bool is_started(int digit) {
+  return DIGITS == 1 || digit > 0;
+}
+
 // One row tile times the pair's 32 columns of a chunk. BITS: of the codes that are read, 8 where they are decoded.
 // x: [lanes][ROWS]; starts: [segments][ROWS]; scales: [segments][HEIGHT]; sums: [HEIGHT][32]. They come in registers:
 // in a struct on the stack they made each call wait.
@@ -100,7 +115,7 @@ TORCHCOINFER_AVX512 void multiply(const QuantMatrix& w, const Chunk& chunk, cons
     for (int m = 0; m < ROWS; ++m)
 #pragma GCC unroll 2
       for (int b = 0; b < BLOCKS; ++b)
-        parts[m][b] = DIGITS > 1 && m % DIGITS == 0 ? _mm512_setzero_si512() : start(w, place[b], starts[m]);
+        parts[m][b] = w.zeros && is_started<DIGITS>(m % DIGITS) ? start(w, place[b], starts[m]) : _mm512_setzero_si512();
     add_lanes<BITS, ROWS>(chunk, begin, end, x + begin * ROWS, parts);
 #pragma GCC unroll 2
     for (int b = 0; b < BLOCKS; ++b) {
@@ -109,7 +124,12 @@ TORCHCOINFER_AVX512 void multiply(const QuantMatrix& w, const Chunk& chunk, cons
       for (int m = 0; m < HEIGHT; ++m) {
         __m512i digits[DIGITS];
 #pragma GCC unroll 3
-        for (int d = 0; d < DIGITS; ++d) digits[d] = parts[m * DIGITS + d][b];
+        for (int d = 0; d < DIGITS; ++d) {
+          digits[d] = parts[m * DIGITS + d][b];
+          // not from the start: sums that begin at 0 take no load, which the first products would wait for
+          if (!w.zeros && is_started<DIGITS>(d))
+            digits[d] = _mm512_add_epi32(digits[d], _mm512_set1_epi32(starts[m * DIGITS + d]));
+        }
         add_segment<DIGITS>(digits, scale, DIGITS == 1 ? 1.f : scales[m], sums + m * COLUMNS + b * BLOCK_N);
       }
     }
@@ -132,19 +152,13 @@ Multiply multiply_of(int digits, int64_t height) {
   return digits == 2 ? multiply_of_height<BITS, 2>(height) : multiply_of_height<BITS, 3>(height);
 }
 
-// Finished rows [begin, end) of a pair. sums: of row `begin`. What is `streamed` goes past the caches: rows of y lie
-// far apart, and each line would first be read from memory.
+// Finished rows [begin, end) of a pair. sums: of row `begin`.
 template <int DIGITS>
 TORCHCOINFER_AVX512 void store_rows(const float* sums, const DigitRows& x, const Pair& pair, const Output& out,
-                                    bool streamed, int64_t begin, int64_t end) {
+                                    int64_t begin, int64_t end) {
   const int64_t count = pair.block[1] > pair.block[0] ? BLOCKS : 1;
-  for (int64_t m = begin; m < end; ++m, sums += COLUMNS) {
-    if (streamed) {
-      stream_pair(scaled<DIGITS>(sums, x, m), scaled<DIGITS>(sums + BLOCK_N, x, m), out, m, pair.block[0]);
-      continue;
-    }
-    for (int64_t b = 0; b < count; ++b) store_sums(scaled<DIGITS>(sums + b * BLOCK_N, x, m), out, m, pair.block[b]);
-  }
+  for (int64_t m = begin; m < end; ++m, sums += COLUMNS)
+    for (int64_t b = 0; b < count; ++b) store_scaled<DIGITS>(sums + b * BLOCK_N, x, m, out, m, pair.block[b]);
 }
 
 // A range of n-blocks times all rows. Workspace: codes of a chunk, and sums [rows][32].
@@ -156,14 +170,11 @@ class Gemm {
         low_(x.rows / tiles_.count), first_(multiply_of<BITS>(x.digits, low_)),
         others_{multiply_of<8>(x.digits, low_),
                 multiply_of<8>(x.digits, std::min(low_ + 1, RowTiles::MOST / x.digits))},
-        streamed_(streams(out, x.rows * out.row_stride, STREAMED_BYTES)),
         codes_(BITS < 8 ? BLOCKS * chunk_tiles(BITS) * TILE_CODES : 0), sums_(x.rows * COLUMNS) {}
 
   void pair(const Pair& pair) const {
     const int64_t each = ceil_div(chunk_tiles(BITS), segments_.tiles_each);
-    const bool streamed = streamed_ && pair.block[1] > pair.block[0] && is_whole_pair(out_, pair.block[0]);
-    for (int64_t s = 0; s < segments_.count; s += each)
-      chunk(pair, s, std::min(s + each, segments_.count), streamed);
+    for (int64_t s = 0; s < segments_.count; s += each) chunk(pair, s, std::min(s + each, segments_.count));
   }
 
  private:
@@ -190,13 +201,15 @@ class Gemm {
     return chunk;
   }
   // A row tile after another, so that its sums stay in L1 over the chunk.
-  void chunk(const Pair& pair, int64_t s0, int64_t s1, bool streamed) const {
+  void chunk(const Pair& pair, int64_t s0, int64_t s1) const {
     Chunk chunk = chunk_of(pair, s0, s1);
     const int64_t t0 = segments_.begin(s0), lanes = (segments_.end(s1 - 1) - t0) * QUADS;
     for (int64_t i = 0; i < tiles_.count; ++i) {
       const int64_t row = tiles_.begin(i), end = tiles_.begin(i + 1), height = end - row;
       float* sums = sums_.get() + row * COLUMNS;
+      const bool last = s1 == segments_.count;
       if (s0 == 0) std::memset(sums, 0, height * COLUMNS * sizeof(float));
+      if (last) fetch_rows(out_, pair, row, end);
       const Multiply multiply = i == 0 ? first_ : others_[height - low_];
       multiply(w_, chunk, x_.lanes + row * x_.row_lanes + t0 * QUADS * height * x_.digits,
                x_.starts + (row * segments_.count + s0 * height) * x_.digits,
@@ -205,8 +218,7 @@ class Gemm {
         chunk.ahead[b] += lanes * chunk.ahead_step;
         if (BITS < 8) chunk.codes[b] = chunk.decoded[b];
       }
-      if (s1 == segments_.count)
-        (x_.digits == 1 ? store_rows<1> : store_rows<2>)(sums, x_, pair, out_, streamed, row, end);
+      if (last) (x_.digits == 1 ? store_rows<1> : store_rows<2>)(sums, x_, pair, out_, row, end);
     }
   }
 
@@ -218,7 +230,6 @@ class Gemm {
   DigitTiles tiles_;
   int64_t low_;  // tiles have low_ and low_ + 1 rows, the first low_
   Multiply first_, others_[2];
-  bool streamed_;
   Buffer<uint8_t> codes_;
   Buffer<float> sums_;
 };
@@ -227,7 +238,6 @@ template <int BITS>
 void gemm_bits(const QuantMatrix& w, const DigitRows& x, const Output& out, int64_t begin, int64_t end) {
   const Gemm<BITS> gemm(w, x, out, end);
   for (int64_t block = begin; block < end; block += BLOCKS) gemm.pair({{block, std::min(block + 1, end - 1)}});
-  _mm_sfence();  // what was streamed is seen by threads that wait for this one
 }
 
 }  // namespace

@@ -9,6 +9,7 @@
 
 #include "cpu/decode_avx512.h"
 #include "cpu/digits_avx512.h"
+#include "cpu/turn_avx512.h"
 
 namespace torchcoinfer::avx512 {
 namespace {
@@ -159,14 +160,12 @@ TORCHCOINFER_AVX512_INLINE void put_segment(const SourceRows& x, int64_t row, in
     out.starts[segment * out.start_step + d] = -out.factor * _mm512_reduce_add_epi32(sums[d]);
 }
 
-// int8 activations: scale = absmax / 127, code = rint(x * (127 / absmax)).
+// int8 activations: scale = absmax / 127, code = rint(x * (127 / absmax)). The factor of the codes.
 template <Dtype DTYPE>
-TORCHCOINFER_AVX512 void put_codes(const SourceRows& x, int64_t row, const Segments& segments, const RowTarget& out) {
+TORCHCOINFER_AVX512 float code_factor(const SourceRows& x, int64_t row, float* scale) {
   const Extent all = extent<DTYPE>(x, row, 0, x.K);
-  const float inverse = x.in_codes ? 1.f : all.largest > 0 ? CODE_TOP / all.largest : 0.f;
-  *out.scales = (x.in_codes ? 1.f : all.largest / CODE_TOP) + all.poison;
-  for (int64_t s = 0; s < segments.count; ++s)
-    put_segment<DTYPE, 1>(x, row, segments.begin(s) * TILE_K, segments.end(s) * TILE_K, inverse, out, s);
+  *scale = (x.in_codes ? 1.f : all.largest / CODE_TOP) + all.poison;
+  return x.in_codes ? 1.f : all.largest > 0 ? CODE_TOP / all.largest : 0.f;
 }
 
 inline float power_of_two(int biased_exponent) {
@@ -176,54 +175,92 @@ inline float power_of_two(int biased_exponent) {
   return value;
 }
 
-// Fixed point: the largest value of a segment takes 8 * DIGITS - 2 bits and a sign.
-template <Dtype DTYPE>
-TORCHCOINFER_AVX512 void put_fixed(const SourceRows& x, int64_t row, const Segments& segments, const RowTarget& out) {
-  constexpr int DIGITS = DTYPE == Dtype::float32 ? 3 : 2;
+// Fixed point: the largest value of a segment takes 8 * DIGITS - 2 bits and a sign. The factor of its integers.
+template <Dtype DTYPE, int DIGITS>
+TORCHCOINFER_AVX512 float fixed_factor(const SourceRows& x, int64_t row, int64_t begin, int64_t end, float* scale) {
   constexpr int TOP_BIT = 8 * DIGITS - 2;
+  const Extent here = extent<DTYPE>(x, row, begin, end);
+  uint32_t bits;
+  std::memcpy(&bits, &here.largest, sizeof bits);
+  // a mantissa close to 2 counts as the next power: the first digit ends at 127
+  const int exponent = static_cast<int>((bits + (1u << 17)) >> 23);
+  const int biased = exponent > LEAST_EXPONENT ? exponent : LEAST_EXPONENT;
+  *scale = power_of_two(biased - TOP_BIT) + here.poison;
+  return power_of_two(254 + TOP_BIT - biased);
+}
+
+// One row. `scale_step`: of segments, where they have scales of their own.
+template <Dtype DTYPE, int DIGITS>
+TORCHCOINFER_AVX512 void put_row(const SourceRows& x, int64_t row, const Segments& segments, const RowTarget& out) {
+  float factor = 0;
+  if (DIGITS == 1) factor = code_factor<DTYPE>(x, row, out.scales);
   for (int64_t s = 0; s < segments.count; ++s) {
     const int64_t begin = segments.begin(s) * TILE_K, end = segments.end(s) * TILE_K;
-    const Extent here = extent<DTYPE>(x, row, begin, end);
-    uint32_t bits;
-    std::memcpy(&bits, &here.largest, sizeof bits);
-    // a mantissa close to 2 counts as the next power: the first digit ends at 127
-    const int exponent = static_cast<int>((bits + (1u << 17)) >> 23);
-    const int biased = exponent > LEAST_EXPONENT ? exponent : LEAST_EXPONENT;
-    out.scales[s * out.scale_step] = power_of_two(biased - TOP_BIT) + here.poison;
-    put_segment<DTYPE, DIGITS>(x, row, begin, end, power_of_two(254 + TOP_BIT - biased), out, s);
+    if (DIGITS > 1) factor = fixed_factor<DTYPE, DIGITS>(x, row, begin, end, out.scales + s * out.scale_step);
+    put_segment<DTYPE, DIGITS>(x, row, begin, end, factor, out, s);
   }
 }
 
-using PutRow = void (*)(const SourceRows&, int64_t, const Segments&, const RowTarget&);
-
-template <Dtype DTYPE>
-PutRow put_row(int digits) {
-  return digits == 1 ? put_codes<DTYPE> : put_fixed<DTYPE>;
+// A row tile: each row's digits of a segment as vectors, which are then turned. Row by row, lanes would have to be
+// scattered, which takes longer than all the rest.
+template <Dtype DTYPE, int DIGITS>
+TORCHCOINFER_AVX512 void put_tile(const SourceRows& x, int64_t row, int64_t height, const Segments& segments,
+                                  int factor, const DigitTarget& out) {
+  const int64_t wide = height * DIGITS;
+  if (height == 1) {
+    put_row<DTYPE, DIGITS>(x, row, segments, {out.lanes, out.starts, out.scales, 4, wide, 1, wide, wide, 1, factor});
+    return;
+  }
+  alignas(64) int32_t steps[SEGMENT_K / STEP * 16 * DigitTiles::ALONE];
+  float factors[DigitTiles::ALONE];
+  for (int64_t m = 0; DIGITS == 1 && m < height; ++m) factors[m] = code_factor<DTYPE>(x, row + m, out.scales + m);
+  int32_t* lanes = out.lanes;
+  for (int64_t s = 0; s < segments.count; ++s) {
+    const int64_t begin = segments.begin(s) * TILE_K, end = segments.end(s) * TILE_K;
+    for (int64_t m = 0; m < height; ++m) {
+      if (DIGITS > 1)
+        factors[m] = fixed_factor<DTYPE, DIGITS>(x, row + m, begin, end, out.scales + s * height + m);
+      int32_t* place = steps + m * DIGITS * 16 - begin / STEP * (16 * wide);
+      put_segment<DTYPE, DIGITS>(x, row + m, begin, end, factors[m],
+                                 {place, out.starts + m * DIGITS, nullptr, STEP, 16 * wide, 16, 1, wide, 0, factor}, s);
+    }
+    turn_steps(steps, wide, (end - begin) / 4, lanes);
+    lanes += (end - begin) / 4 * wide;
+  }
 }
 
-PutRow put_row(Dtype dtype, int digits) {
-  if (dtype == Dtype::float32) return put_row<Dtype::float32>(digits);
-  return dtype == Dtype::float16 ? put_row<Dtype::float16>(digits) : put_row<Dtype::bfloat16>(digits);
+// The function for a dtype and a number of digits: one, or as many as the dtype takes.
+template <template <Dtype, int> typename Function>
+auto of_dtype(Dtype dtype, int digits) {
+  if (dtype == Dtype::float32) return digits == 1 ? Function<Dtype::float32, 1>::run : Function<Dtype::float32, 3>::run;
+  if (dtype == Dtype::float16) return digits == 1 ? Function<Dtype::float16, 1>::run : Function<Dtype::float16, 2>::run;
+  return digits == 1 ? Function<Dtype::bfloat16, 1>::run : Function<Dtype::bfloat16, 2>::run;
 }
+template <Dtype DTYPE, int DIGITS>
+struct PutRow {
+  static constexpr auto run = put_row<DTYPE, DIGITS>;
+};
+template <Dtype DTYPE, int DIGITS>
+struct PutTile {
+  static constexpr auto run = put_tile<DTYPE, DIGITS>;
+};
 
 }  // namespace
 
 void digit_rows(const SourceRows& x, int64_t row, const DigitTiles& tiles, const Segments& segments, int digits,
                 int factor, const DigitTarget& out, int64_t begin, int64_t end) {
-  const PutRow put = put_row(x.dtype, digits);
+  const auto put = of_dtype<PutTile>(x.dtype, digits);
   const int64_t row_lanes = segments.tiles * QUADS * digits, scales_each = digits == 1 ? 1 : segments.count;
   for (int64_t tile = begin; tile < end; ++tile) {
     const int64_t first = tiles.begin(tile), height = tiles.begin(tile + 1) - first;
-    for (int64_t m = 0; m < height; ++m)
-      put(x, row + first + m, segments,
-          {out.lanes + first * row_lanes + m * digits, out.starts + first * segments.count * digits + m * digits,
-           out.scales + first * scales_each + m, 4, height * digits, 1, height * digits, height * digits, height, factor});
+    put(x, row + first, height, segments, factor,
+        {out.lanes + first * row_lanes, out.starts + first * segments.count * digits, out.scales + first * scales_each});
   }
 }
 
 void digit_slabs(const SourceRows& x, const Slabs& slabs, const Segments& segments, int factor, const DigitTarget& out,
                  int64_t begin, int64_t end) {
-  const PutRow put = put_row(x.dtype, slabs.digits);
+  const auto put = of_dtype<PutRow>(x.dtype, slabs.digits);
   const int64_t plane_lanes = slabs.height * slabs.unit_k / 4, row_lanes = slabs.unit_k / 4, wide = slabs.slab_rows();
   const int64_t scales_each = slabs.digits == 1 ? 1 : segments.count;
   for (int64_t slab = begin; slab < end; ++slab) {

@@ -33,18 +33,12 @@ TORCHCOINFER_AVX512_INLINE void add_segment(const __m512i* digits, __m512 scale,
   _mm512_store_ps(sums, _mm512_fmadd_ps(scale, whole, _mm512_load_ps(sums)));
 }
 
-// Finished sums of row `m` of x.
-template <int DIGITS>
-TORCHCOINFER_AVX512_INLINE __m512 scaled(const float* sums, const DigitRows& x, int64_t m) {
-  const __m512 values = _mm512_load_ps(sums);
-  return DIGITS == 1 ? _mm512_mul_ps(values, _mm512_set1_ps(x.scales[m])) : values;
-}
-
-// The same to row `row` of y.
+// Finished sums of row `m` of x to row `row` of y.
 template <int DIGITS>
 TORCHCOINFER_AVX512_INLINE void store_scaled(const float* sums, const DigitRows& x, int64_t m, const Output& out,
                                              int64_t row, int64_t block) {
-  store_sums(scaled<DIGITS>(sums, x, m), out, row, block);
+  const __m512 values = _mm512_load_ps(sums);
+  store_sums(DIGITS == 1 ? _mm512_mul_ps(values, _mm512_set1_ps(x.scales[m])) : values, out, row, block);
 }
 
 }  // namespace torchcoinfer::avx512

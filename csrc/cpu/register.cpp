@@ -147,7 +147,7 @@ Tensor quant_linear_op(Tensor x, Tensor packed, Tensor scales, std::optional<Ten
   if (x_scales.has_value()) checks.static_scales(*x_scales, K, activation_bits);
   const auto [rows, size] = RowsOf(x, N);
 #if TORCHCOINFER_X86
-  if (is_decoded(active_isa(), dtype, rows, activation_bits, false, N, K))
+  if (is_decoded(active_isa(), dtype, rows, activation_bits, Stored::codes, N, K))
     return activated(*decoded_linear(x, N, bias,
                                      [&](int64_t begin, int64_t end, uint16_t* of_rows) {
                                        decode_rows(matrix, begin, end, of_rows);

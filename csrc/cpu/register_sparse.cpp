@@ -140,7 +140,8 @@ Tensor linear(const Checker& checks, Tensor x, const SparseMatrix& weight, const
   x = torch::stable::contiguous(x);
   const auto [rows, size] = RowsOf(x, weight.N);
 #if TORCHCOINFER_X86
-  if (is_decoded(active_isa(), dtype, rows, activation_bits, weight.bits == 0, weight.N, weight.K)) {
+  const Stored stored = weight.bits ? Stored::sparse_codes : Stored::floats;
+  if (is_decoded(active_isa(), dtype, rows, activation_bits, stored, weight.N, weight.K)) {
     const auto decode = [&](int64_t begin, int64_t end, uint16_t* of_rows) {
       return decode_rows(weight, begin, end, of_rows);
     };

@@ -48,32 +48,4 @@ TORCHCOINFER_AVX512_INLINE void store_sums(__m512 sums, const Output& out, int64
   store_lanes(sums, out, row * out.row_stride + n, mask);
 }
 
-// Whether two n-blocks, `block` and the next, are whole lines of y where it `streams`.
-inline bool is_whole_pair(const Output& out, int64_t block) {
-  return block % 2 == 0 && block * BLOCK_N >= out.first && (block + 2) * BLOCK_N <= out.last;
-}
-// Whether rows of y are lines of memory, and at least `least_bytes` in all.
-inline bool streams(const Output& out, int64_t elements, int64_t least_bytes) {
-  const int64_t bytes = dtype_bytes(out.dtype);
-  return out.column_stride == 1 && elements * bytes >= least_bytes && out.row_stride * bytes % VECTOR_BYTES == 0 &&
-         reinterpret_cast<uintptr_t>(out.y) % VECTOR_BYTES == 0;
-}
-// Stores sums of a row of two n-blocks, `block` and the next, past the caches; a fence must follow.
-TORCHCOINFER_AVX512_INLINE void stream_pair(__m512 left, __m512 right, const Output& out, int64_t row, int64_t block) {
-  const int64_t n = block * BLOCK_N, place = row * out.row_stride + n;
-  if (out.bias) {
-    left = _mm512_add_ps(left, _mm512_loadu_ps(out.bias + n));
-    right = _mm512_add_ps(right, _mm512_loadu_ps(out.bias + n + BLOCK_N));
-  }
-  if (out.dtype == Dtype::float32) {
-    float* y = static_cast<float*>(out.y) + place;
-    _mm512_stream_ps(y, left);
-    _mm512_stream_ps(y + BLOCK_N, right);
-  } else {
-    const __m512i low = _mm512_castsi256_si512(to_halves(left, out.dtype));
-    _mm512_stream_si512(reinterpret_cast<__m512i*>(static_cast<uint16_t*>(out.y) + place),
-                        _mm512_inserti64x4(low, to_halves(right, out.dtype), 1));
-  }
-}
-
 }  // namespace torchcoinfer::avx512
