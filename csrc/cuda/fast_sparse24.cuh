@@ -32,7 +32,7 @@ struct Slot {
 };
 
 // A thread's part of a block's work: what it copies for the next stage, and where it reads.
-template <typename T, int BITS, int MT>
+template <typename T, int BITS, int MT, bool EXACT>
 struct Work24 {
   using Layout = Slot<BITS>;
   static constexpr int HALF_WARP = LANES / 2;  // copies the index, scales and zero points of one n-block
@@ -177,7 +177,8 @@ struct Work24 {
     for (int f = 0; f < MT; ++f) rows[f] = stage + x_rows[f];
     const Places places{Layout::INDEX, Layout::SCALES, w.zeros ? Layout::ZEROS : 0, grids_of_quad(),
                         w.scale_type == Element::float16};
-    Lane24<T, BITS> a[COLUMNS_AT_ONCE];
+    Lane24<T, BITS, EXACT> a[COLUMNS_AT_ONCE];
+    [[maybe_unused]] float of_group[COLUMNS_AT_ONCE][MT][4] = {};  // exact: integers below 2^24
 #pragma unroll
     for (int b = 0; b < COLUMNS_AT_ONCE; ++b) a[b].load(slots(stage) + b * Layout::BYTES, places, lane);
 #pragma unroll
@@ -193,18 +194,20 @@ struct Work24 {
 #pragma unroll
         for (int f = 0; f < MT; ++f)
           if ((of_m * MT + f) * 8 < count) {
+            float(&into)[4] = EXACT ? of_group[b][f] : sums[b][f];
             if (u % 2)
-              mma_sp_16832<T, 1>(sums[b][f], fragment, part[f], a[b].metadata(u));
+              mma_sp_16832<T, 1>(into, fragment, part[f], a[b].metadata(u));
             else
-              mma_sp_16832<T, 0>(sums[b][f], fragment, part[f], a[b].metadata(u));
+              mma_sp_16832<T, 0>(into, fragment, part[f], a[b].metadata(u));
           }
+        if constexpr (EXACT) a[b].close_group(u, of_group[b], sums[b]);
       }
     }
   }
 
   // Adds the k-warps' sums in order and writes them, or this split's part of them.
   __device__ void store(float* out, const float (&sums)[COLUMNS_AT_ONCE][MT][4], int64_t rows, int64_t first_row,
-                        const float* bias, T* y, float* parts) const {
+                        const float* row_scales, const float* bias, T* y, float* parts) const {
     const int columns = n_warps * COLUMNS_AT_ONCE * BLOCK_N, stride = columns + OUT_PAD, g = lane / 4, t = lane % 4;
 #pragma unroll
     for (int b = 0; b < COLUMNS_AT_ONCE; ++b)
@@ -225,25 +228,27 @@ struct Work24 {
       float sum = 0.f;
       for (int k = 0; k < k_warps; ++k) sum += out[(k * count + row) * stride + of_block];
       if (column >= w.N) continue;
-      if (parts)
+      if (parts) {
         parts[(blockIdx.z * rows + first_row + row) * w.N + column] = sum;
-      else
-        y[(first_row + row) * w.N + column] = T(bias ? sum + bias[column] : sum);
+        continue;
+      }
+      if (EXACT) sum *= row_scales[first_row + row];
+      y[(first_row + row) * w.N + column] = T(bias ? sum + bias[column] : sum);
     }
   }
 };
 
-// x: [rows, columns], columns a multiple of 8, zeros beyond K, from a multiple of 16 bytes. parts: nullptr, or float
-// [splits, rows, N] for sums that are not whole yet.
-template <typename T, int BITS, int MT>
+// x: [rows, columns], columns a multiple of 8, zeros beyond K, from a multiple of 16 bytes; EXACT: int8 codes, whose
+// row_scales [rows] multiply y. parts: nullptr, or float [splits, rows, N] for sums that are not whole yet.
+template <typename T, int BITS, int MT, bool EXACT>
 __global__ void __launch_bounds__(THREADS, MT <= 2 ? 2 : 1)
-    multiply24(SparseMatrix w, const T* x, int64_t columns, int64_t rows, const float* bias, T* y, float* parts,
-               Cut24 cut) {
+    multiply24(SparseMatrix w, const T* x, int64_t columns, int64_t rows, const float* row_scales, const float* bias,
+               T* y, float* parts, Cut24 cut) {
   auto* shared = static_cast<unsigned char*>(dynamic_shared());
   const int high = cut.rows_of_block();
   const int64_t first_row = static_cast<int64_t>(blockIdx.y) * high;
   const int count = static_cast<int>(rows - first_row < high ? rows - first_row : high);
-  Work24<T, BITS, MT> work(w, cut, x + first_row * columns, columns, count);
+  Work24<T, BITS, MT, EXACT> work(w, cut, x + first_row * columns, columns, count);
   const int stage_bytes = work.x_bytes() + cut.n_warps * cut.k_warps * COLUMNS_AT_ONCE * Slot<BITS>::BYTES;
   float sums[COLUMNS_AT_ONCE][MT][4] = {};
   for (int step = 0; step < STAGES - 1; ++step) work.fill(shared + step * stage_bytes);
@@ -257,7 +262,7 @@ __global__ void __launch_bounds__(THREADS, MT <= 2 ? 2 : 1)
   }
   wait_copies<0>();
   __syncthreads();  // the stages become sums
-  work.store(reinterpret_cast<float*>(shared), sums, rows, first_row, bias, y, parts);
+  work.store(reinterpret_cast<float*>(shared), sums, rows, first_row, row_scales, bias, y, parts);
 }
 
 }  // namespace
@@ -265,17 +270,19 @@ __global__ void __launch_bounds__(THREADS, MT <= 2 ? 2 : 1)
 template <typename T, int BITS>
 const char* run_sparse24(const Launch24& all) {
   const Cut24& cut = all.cut;
-  const auto kernel = cut.m_fragments == 2 ? multiply24<T, BITS, 2> : multiply24<T, BITS, 8>;
+  auto kernel = cut.m_fragments == 2 ? multiply24<T, BITS, 2, false> : multiply24<T, BITS, 8, false>;
+  if constexpr (BITS != 0)
+    if (all.row_scales) kernel = multiply24<T, BITS, 2, true>;
   const int64_t high = cut.rows_of_block(), most = 65535 * high;
   for (int64_t row = 0; row < all.rows; row += most) {
     const int64_t count = all.rows - row < most ? all.rows - row : most;
     const dim3 grid(static_cast<unsigned>(cut.groups), static_cast<unsigned>(ceil_div(count, high)),
                     static_cast<unsigned>(cut.splits));
     launch(kernel, grid, THREADS, static_cast<size_t>(cut.shared_bytes), all.stream, all.w,
-           static_cast<const T*>(all.x) + row * all.columns, all.columns, count, all.bias,
+           static_cast<const T*>(all.x) + row * all.columns, all.columns, count, all.row_scales, all.bias,
            static_cast<T*>(all.y) + row * all.w.N, cut.splits > 1 ? all.parts : nullptr, cut);
     if (cut.splits == 1) continue;
-    const char* error = reduce_splits(all.parts, cut.splits, count, all.w.N, nullptr, all.bias,
+    const char* error = reduce_splits(all.parts, cut.splits, count, all.w.N, all.row_scales, all.bias,
                                       static_cast<T*>(all.y) + row * all.w.N, all.type, all.stream);
     if (error) return error;
   }

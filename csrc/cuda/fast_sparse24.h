@@ -37,6 +37,7 @@ struct Launch24 {
   const void* x;
   int64_t columns;  // of x
   int64_t rows;
+  const float* row_scales;  // nullptr, or [rows] of x in int8 codes: at most SPARSE24_CODE_ROWS
   const float* bias;
   void* y;
   Element type;

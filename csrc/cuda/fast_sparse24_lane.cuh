@@ -8,13 +8,14 @@ namespace torchcoinfer::cuda {
 namespace {
 
 // scale * (code - zero) of two codes in the low bytes of the halves of a word. The difference is exact, the product is
-// rounded once.
-template <typename T, int BITS>
+// rounded once. EXACT: the difference alone; the scale, a float32, meets the sum of its group.
+template <typename T, int BITS, bool EXACT>
 struct Dequantizer {
   uint32_t scale, zero;
 
   __device__ __forceinline__ uint32_t values(uint32_t codes) const {
     const uint32_t steps = less_zero<T, BITS>(codes, zero);
+    if constexpr (EXACT) return steps;
     return same_bits<uint32_t>(__hmul2(same_bits<PairOf<T>>(steps), same_bits<PairOf<T>>(scale)));
   }
 };
@@ -65,14 +66,14 @@ struct Places {
   bool half_scales;          // float16, else bfloat16
 };
 
-template <typename T, int BITS>
+template <typename T, int BITS, bool EXACT>
 struct Lane24 {
   const unsigned char* slot;
   Places at;
   int lane;
   uint2 index;
   uint32_t words[BITS ? BITS : 1];
-  Dequantizer<T, BITS> rows[2];  // g and g + 8
+  Dequantizer<T, BITS, EXACT> rows[2];  // g and g + 8
 
   __device__ __forceinline__ void load(const unsigned char* of_slot, const Places& places, int of_lane) {
     slot = of_slot, at = places, lane = of_lane;
@@ -82,6 +83,20 @@ struct Lane24 {
 
   __device__ __forceinline__ uint32_t metadata(int u) const {
     return u < 2 ? index.x : index.y;
+  }
+
+  // After tile u, the last of its group: sums += scale * group.
+  template <int MT>
+  __device__ __forceinline__ void close_group(int u, float (&group)[MT][4], float (&sums)[MT][4]) const {
+    static_assert(EXACT, "others have scaled their codes");
+    if ((u + 1) * at.grids % QUAD != 0) return;
+#pragma unroll
+    for (int f = 0; f < MT; ++f)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        sums[f][i] += __uint_as_float(rows[i / 2].scale) * group[f][i];
+        group[f][i] = 0.f;
+      }
   }
 
   // Operand A of tile u; tiles come in order, for the scales change with them.
@@ -101,12 +116,17 @@ struct Lane24 {
     for (int h = 0; h < 2; ++h) {
       const int n = group * BLOCK_N + lane / 4 + 8 * h;
       uint32_t scale = reinterpret_cast<const uint16_t*>(slot + at.scales)[n];
+      rows[h].zero = zero_operand<T, BITS>(at.zeros ? slot[at.zeros + n] : implicit_zero(BITS));
+      if constexpr (EXACT) {
+        rows[h].scale = at.half_scales ? __float_as_uint(__half2float(__ushort_as_half(static_cast<unsigned short>(scale))))
+                                       : scale << 16;
+        continue;
+      }
       if (std::is_same_v<T, __nv_bfloat16> && at.half_scales)
         scale = __float_as_uint(__bfloat162float(
                     __float2bfloat16_rn(__half2float(__ushort_as_half(static_cast<unsigned short>(scale)))))) >>
                 16;
       rows[h].scale = scale * 0x00010001u;
-      rows[h].zero = zero_operand<T, BITS>(at.zeros ? slot[at.zeros + n] : implicit_zero(BITS));
     }
   }
 };

@@ -108,7 +108,7 @@ __device__ float least_squares(const Group<IN_REGISTERS>& group, const Candidate
 }
 
 template <bool IN_REGISTERS>
-__global__ void __launch_bounds__(THREADS) search(GridSearch s, float* scales, float* zeros) {
+__global__ void __launch_bounds__(THREADS, 4) search(GridSearch s, float* scales, float* zeros) {
   const int64_t place = (static_cast<int64_t>(blockIdx.x) * THREADS + threadIdx.x) / TEAM;
   const int64_t m = place < s.groups ? place : s.groups - 1;  // all lanes add up together
   const Group<IN_REGISTERS> group(s.values + m * s.group_size, s.importance + m % s.importance_rows * s.group_size,

@@ -140,11 +140,13 @@ const char* byte_linear(const DenseMatrix& w, const int8_t* codes, const int32_t
                         const float* row_scales, int64_t rows, const float* bias, void* y, Element type, float* scratch,
                         void* stream);
 
-// Fast 2:4 by mma.sp, x as above. `serves`: whether matrix, type and device suit it.
+// Fast 2:4 by mma.sp, x as above. `serves`: whether matrix, type and device suit it. row_scales: nullptr, or [rows] of x
+// in int8 codes, whose sums over a group of codes of the weight are then exact; up to SPARSE24_CODE_ROWS rows.
+constexpr int SPARSE24_CODE_ROWS = 16;
 bool sparse24_serves(const SparseMatrix& w, Element type, int64_t rows);
 int64_t sparse24_scratch(const SparseMatrix& w, int64_t rows);
-const char* fast_sparse24(const SparseMatrix& w, const void* x, int64_t x_columns, int64_t rows, const float* bias,
-                          void* y, Element type, float* scratch, void* stream);
+const char* fast_sparse24(const SparseMatrix& w, const void* x, int64_t x_columns, int64_t rows, const float* row_scales,
+                          const float* bias, void* y, Element type, float* scratch, void* stream);
 
 // The same for bitmap, without scratch, meant for few rows, y times row_scales [rows] or nullptr; and where it serves,
 // the weight, out: [N, K] of type.

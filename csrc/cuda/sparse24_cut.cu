@@ -9,7 +9,7 @@
 namespace torchcoinfer::cuda {
 namespace {
 
-constexpr int FEW_ROWS = 16;    // two fragments
+constexpr int FEW_ROWS = SPARSE24_CODE_ROWS;  // two fragments
 constexpr int BLOCK_ROWS = 64;  // eight
 constexpr int64_t RESERVED_SHARED = 1 << 10;  // of a thread block
 constexpr int MOST_SPLITS = 8;
@@ -124,10 +124,10 @@ int64_t sparse24_scratch(const SparseMatrix& w, int64_t rows) {
   return cut.splits > 1 ? cut.splits * rows * w.N : 0;
 }
 
-const char* fast_sparse24(const SparseMatrix& w, const void* x, int64_t x_columns, int64_t rows, const float* bias,
-                          void* y, Element type, float* scratch, void* stream) {
+const char* fast_sparse24(const SparseMatrix& w, const void* x, int64_t x_columns, int64_t rows, const float* row_scales,
+                          const float* bias, void* y, Element type, float* scratch, void* stream) {
   if (rows == 0) return nullptr;
-  const Launch24 all{w, cut_for(w, rows), x, x_columns, rows, bias, y, type, scratch, stream};
+  const Launch24 all{w, cut_for(w, rows), x, x_columns, rows, row_scales, bias, y, type, scratch, stream};
   return type == Element::float16 ? run<__half>(all) : run<__nv_bfloat16>(all);
 }
 

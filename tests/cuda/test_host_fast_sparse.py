@@ -127,8 +127,8 @@ def test_int8_codes_of_x_are_multiplied_exactly(model, bits, form, layout):
         assert_near(
             y, codes.double() * steps.double(), spread * (values.double() - point) * mask, bias.double()
         )
-        expanded = dtype == torch.float32 or rows > 64 or form == "2:4"
-        if not expanded or (form == "2:4" and layout == 0 and rows <= 16):
+        products_of_halves = dtype != torch.float32 and rows <= (16 if form == "2:4" else 64)
+        if products_of_halves or (form == "2:4" and layout == 0 and rows <= 16):
             continue
         dense = torch.where(mask, values, point if symmetric else point.to(torch.uint8)).to(torch.uint8)
         packed = ops.pack_codes(dense, bits)
@@ -136,6 +136,30 @@ def test_int8_codes_of_x_are_multiplied_exactly(model, bits, form, layout):
         assert torch.equal(
             y, model.ops.quant_linear(x, packed, scales, zeros, bias, bits, group_size, N, 8, 1)
         )
+
+
+@pytest.mark.parametrize("form", ["2:4", "bitmap"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("bits", [2, 8])
+def test_int8_codes_of_few_rows_lose_nothing(model, bits, dtype, form):
+    """Scales of 1: the result is the integer sum times the row's scale, rounded twice."""
+    for N, K, rows in ((18, 4100, 5), (40, 200, 16)):  # the first is split along K
+        values, mask = values_of(bits, N, K, dtype), mask_of(form, N, K)
+        parts = (ops.sparse24_pack if form == "2:4" else ops.bitmap_pack)(values, mask, bits)
+        if form == "2:4":
+            values, mask = ops.sparse24_unpack(*parts, bits, N, K)
+            model.ops.reorder_(parts[0], "index", 4, True)
+            model.ops.reorder_(parts[1], "survivors", bits, True)
+        groups = -(-K // 32)
+        zeros = torch.randint(0, 256, (-(-N // 16), groups, 16), dtype=torch.uint8)
+        point = zeros.transpose(1, 2).flatten(0, 1)[:N].repeat_interleave(32, 1)[:, :K].long()
+        x = torch.randn(rows, K).to(dtype)
+        linear = model.ops.sparse24_linear if form == "2:4" else model.ops.bitmap_linear
+        y = linear(x, *parts, torch.ones(zeros.shape).half(), zeros, None, bits, 32, N, 8, int(form == "2:4"))
+        codes, steps = quantize_rows(x.float())
+        sums = codes.long() @ ((values.long() - point) * mask).T
+        assert int(sums.abs().max()) < 2**24
+        assert torch.equal(y, (sums.float() * steps).to(dtype))
 
 
 @pytest.mark.parametrize("form", ["2:4", "bitmap"])

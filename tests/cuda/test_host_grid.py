@@ -6,8 +6,8 @@ import torch
 from torchcoinfer import ops
 from torchcoinfer.errors import TorchCoinferError
 
-# groups, group size, importance rows, bits, scale dtype, unit: groups that lanes share unevenly, one value, more
-# than registers hold, none
+# groups, group size, importance rows, bits, scale dtype, unit: groups that lanes share unevenly, one value,
+# more than registers hold, none
 CASES = [
     (40, 64, 4, 4, torch.float16, 1.0),
     (7, 32, 1, 2, torch.float16, 2.0**-7),

@@ -13,12 +13,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 NVCC = os.environ.get("NVCC") or shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
-HOT = (
-    "activation",
-    "dequantize",
-    "quant_linear",
-    "sparse_linear",
-)  # and every file whose name begins with "fast_"
+# and every file whose name begins with "fast_"
+HOT = ("activation", "dequantize", "grid", "quant_linear", "sparse_linear")
 
 
 def spilling(source: Path, target: Path) -> list[str]:
