@@ -20,7 +20,7 @@ needs_library = pytest.mark.skipif(
     not ops.has_kernels("cuda"), reason="skipped: the CUDA library is not built or this torch has no CUDA"
 )
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-ON_THE_CPU = {"search_grid", "cpu_isa", "cpu_isas"}  # compression-time search; what tells of the CPU
+ON_THE_CPU = {"cpu_isa", "cpu_isas"}  # what tells of the CPU
 OPS = sorted({schema.partition("(")[0] for schema in SCHEMAS} - ON_THE_CPU)
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from torchcoinfer.bench.formats import FORMATS
-from torchcoinfer.nn import QuantConv2d, QuantEmbedding
-from torchcoinfer.ops import decode_activation, encode_activation
+from torchcoinfer.nn import QuantConv2d, QuantEmbedding, SparseQuantLinear
+from torchcoinfer.ops import decode_activation, encode_activation, search_grid
 from torchcoinfer.ops.quant_linear import quantize_rows
 
 # (N, K); the last so long that thread blocks split it
@@ -37,13 +37,20 @@ class Cell:
 
 
 def run(device: str, names: Sequence[str] = (), shapes: Sequence[tuple[int, int]] = SHAPES) -> list[Cell]:
-    """All comparisons on ``device``: the formats named (default all), convolution, embedding, codec."""
+    """All comparisons on ``device``: the formats named (default all), int8 codes of x on sparse weights,
+    convolution, embedding, codec, clip search.
+    """
     torch.manual_seed(0)
     cells = []
     for name in names or FORMATS:
         for rows, columns in shapes:
             cells += _linear_cells(name, FORMATS[name](rows, columns), device)
-    return [*cells, *_other_cells(device)]
+    for sparsity in ("2:4", 0.5):
+        for bits in (3, 8):
+            linear = nn.Linear(296, 130, bias=False)
+            module = SparseQuantLinear.from_float(linear, sparsity, bits, 32, 8)
+            cells += _linear_cells(f"W{bits}A8 {sparsity}", module, device)
+    return [*cells, *_other_cells(device), *_codec_cells(device), *_search_cells(device)]
 
 
 def summary(cells: Sequence[Cell]) -> str:
@@ -94,16 +101,43 @@ def _other_cells(device: str) -> Iterator[Cell]:
     yield Cell(
         "embedding", (50, 70), "float32", 0.0 if torch.equal(got.cpu(), table(indices)) else float("inf")
     )
-    for bits in range(2, 9):
-        x = torch.randn(5, 77)
-        for granularity in ("token", "channel"):
-            parts = encode_activation(x, bits, granularity, 1)
-            on_device = encode_activation(x.to(device), bits, granularity, 1)
-            rest = (bits, granularity, (77,), torch.float32)
-            values = decode_activation(*on_device, *rest).cpu()
-            same = all(torch.equal(a, b.cpu()) for a, b in zip(parts, on_device))
-            same = same and torch.equal(values, decode_activation(*parts, *rest))
-            yield Cell(f"codec {granularity} {bits} bits", (5, 77), "float32", 0.0 if same else float("inf"))
+
+
+def _codec_cells(device: str) -> Iterator[Cell]:
+    # by bytes, in whole words, one long row in parts
+    for shape, dtype in (((5, 77), torch.float32), ((40, 264), torch.bfloat16), ((1, 40960), torch.float16)):
+        for bits in range(2, 9):
+            x = torch.randn(shape).to(dtype)
+            for granularity in ("token", "channel"):
+                parts = encode_activation(x, bits, granularity, 1)
+                on_device = encode_activation(x.to(device), bits, granularity, 1)
+                rest = (bits, granularity, shape[1:], dtype)
+                values = decode_activation(*on_device, *rest).cpu()
+                same = all(torch.equal(a, b.cpu()) for a, b in zip(parts, on_device))
+                same = same and torch.equal(values, decode_activation(*parts, *rest))
+                yield Cell(
+                    f"codec {granularity} {bits} bits",
+                    shape,
+                    str(dtype).removeprefix("torch."),
+                    0.0 if same else float("inf"),
+                )
+
+
+def _search_cells(device: str) -> Iterator[Cell]:
+    # the CPU's fused sums may prefer another candidate, as good
+    for groups, size, bits in ((300, 128, 4), (37, 45, 3), (5, 1000, 2)):
+        values, importance = torch.randn(groups, size), torch.rand(1, size)
+        top = 2**bits - 1
+        full = (values.amax(1) - values.amin(1)) / top
+        zero = (-values.amin(1) / full).round()
+        rest = ([1.0, 0.9, 0.8, 0.7], 1.0, torch.float16, bits, 2)
+        given = (values, importance, full[None], zero[None])
+        errors = []
+        for scale, point in (search_grid(*given, *rest), search_grid(*(t.to(device) for t in given), *rest)):
+            grid, point = scale.cpu().double()[:, None], point.cpu().double()[:, None]
+            codes = (values.double() / grid + point).round().clamp(0, top)
+            errors.append(((grid * (codes - point) - values) ** 2 * importance).sum(1))
+        yield Cell(f"clip search {bits} bits", (groups, size), "float32", _difference(*errors) / 1e-4)
 
 
 def _difference(got: Tensor, expected: Tensor) -> float:
