@@ -147,9 +147,9 @@ def _waited_s() -> float:
 def race(contenders: Sequence[Contender], threads: int, budget_s: float = 2.0) -> None:
     """Time all contenders in turn, burst by burst, until ``budget_s`` is spent.
 
-    Where others use the cores it goes on, ``PATIENCE`` times as long and ``GRACE_S``, until all have
-    ``LEAST_BURSTS`` sound bursts. Contenders of one thread pool should stand together: every change of pool
-    costs ``SETTLE_S``.
+    Where others use the cores or the memory it goes on, ``PATIENCE`` times as long and ``GRACE_S``, until all
+    may be judged. Contenders of one thread pool should stand together: every change of pool costs
+    ``SETTLE_S``.
     """
     counts, pool = {}, None
     for contender in contenders:
@@ -163,13 +163,17 @@ def race(contenders: Sequence[Contender], threads: int, budget_s: float = 2.0) -
     started, rounds = time.perf_counter(), 0
     while True:
         spent = time.perf_counter() - started
-        enough = rounds >= LEAST_BURSTS and all(len(one.sound) >= LEAST_BURSTS for one in contenders)
-        if rounds >= LEAST_BURSTS and spent > (budget_s if enough else PATIENCE * budget_s + GRACE_S):
+        patient = spent <= PATIENCE * budget_s + GRACE_S
+        if rounds >= LEAST_BURSTS and spent > budget_s and not (patient and _disturbed(contenders)):
             return
         for contender in contenders:
             pool = _settle(contender.pool, pool)
             contender.burst(counts[id(contender)])
         rounds += 1
+
+
+def _disturbed(contenders: Sequence[Contender]) -> bool:
+    return any(contender.not_judged for contender in contenders)
 
 
 def _settle(pool: str, before: str | None) -> str:
