@@ -68,9 +68,9 @@ def main(arguments: argparse.Namespace) -> int:
     rows = []
     for name in arguments.models or (("8b", "1b") if arguments.device == "cuda" else ("tiny",)):
         rows += measure(name, arguments.device, arguments.tokens, arguments.rounds, not arguments.eager)
-    print(format_table([_shown(row) for row in rows]))
-    if arguments.output:
-        write_text(Path(arguments.output), "".join(json.dumps(row) + "\n" for row in rows))
+        print(format_table([_shown(row) for row in rows]), flush=True)
+        if arguments.output:  # model by model: a time limit may end the next
+            write_text(Path(arguments.output), "".join(json.dumps(row) + "\n" for row in rows))
     return 0
 
 

@@ -51,21 +51,26 @@ def run(arguments: argparse.Namespace) -> int:
     found: list[dict[str, Any]] = []
     made: dict[str, list[nn.Module]] = {}
     matrix: tuple[int, int] | None = None
-    for case, kind, formats, others in goals.cases() if arguments.goals else _cases(arguments):
-        if matrix != (case.rows, case.columns):
-            made.clear()
-            matrix = case.rows, case.columns
-        for name in formats:
-            if name not in made:
-                made[name] = _copies(name, *matrix)
-        found += _case(case, kind, {name: made[name] for name in formats}, others, limits)
-        if arguments.output:  # case by case: what a time limit cuts off has left its rows
-            write_text(Path(arguments.output), "".join(json.dumps(row) + "\n" for row in found))
+    cut_off = False
+    try:
+        for case, kind, formats, others in goals.cases() if arguments.goals else _cases(arguments):
+            if matrix != (case.rows, case.columns):
+                made.clear()
+                matrix = case.rows, case.columns
+            for name in formats:
+                if name not in made:
+                    made[name] = _copies(name, *matrix)
+            found += _case(case, kind, {name: made[name] for name in formats}, others, limits)
+            if arguments.output:  # case by case: what a time limit kills has left its rows
+                write_text(Path(arguments.output), "".join(json.dumps(row) + "\n" for row in found))
+    except KeyboardInterrupt:  # a time limit: what was found by then is judged and drawn
+        cut_off = True
+        print("\ncut off: the cases after these have not run")
     if arguments.goals:
         print(goals.summary(found))
     if arguments.picture:
         print(f"wrote {roofline.save(found, Path(arguments.picture), frozenset(peers.PEERS))}")
-    return 0
+    return int(cut_off)
 
 
 def _cases(arguments: argparse.Namespace) -> Iterator[tuple[Case, str, Sequence[str], Sequence[str]]]:
