@@ -5,17 +5,33 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include <cstdlib>
+#include <string>
+
 #include "cuda/arguments.h"
 #include "torch_linear.h"
 
 namespace torchcoinfer {
 
-enum class DensePath { plain, gemv, gemm, decoded, bytes };
+enum class DensePath { plain, gemv, gemm, hopper, decoded, bytes };
 
 // From here on decoding the weight and cuBLAS are sooner done than the fused GEMM. Reckoned for an H100, not measured
 // yet: a weight costs .8 ps to decode (2.5 bytes), a row of x 2 operations a weight: 4 fs at the 500 TFLOPS that mma
 // from registers may reach, 3 fs at cuBLAS' 680.
 constexpr int64_t DECODE_ROWS = 768;
+
+// Rows that wgmma serves where it is asked for: with fewer a tile is mostly padding; with more the weight is decoded in
+// a small part of the product's time. Reckoned, not measured yet.
+constexpr int64_t HOPPER_ROWS = 64, HOPPER_MOST_ROWS = 4095;
+
+// TORCHCOINFER_CUDA_HOPPER=1: the kernel by wgmma has run on no GPU yet, so it must be asked for.
+inline bool hopper_asked() {
+  const char* asked = std::getenv("TORCHCOINFER_CUDA_HOPPER");
+  if (!asked || !*asked) return false;
+  const std::string value = asked;
+  check(value == "0" || value == "1", "quant_linear", "TORCHCOINFER_CUDA_HOPPER", "0 or 1", value);
+  return value == "1";
+}
 
 inline bool is_vector_aligned(const void* place) {
   return reinterpret_cast<uintptr_t>(place) % LANE_BYTES == 0;
@@ -35,6 +51,9 @@ inline DensePath dense_path(const cuda::DenseMatrix& w, Dtype x, int64_t rows, i
   if (x == Dtype::float32) return rows <= cuda::GEMV_ROWS ? DensePath::plain : DensePath::decoded;
   // Memory-bound: no shared memory, no barrier before the end.
   if (rows <= cuda::GEMV_ROWS) return DensePath::gemv;
+  // On request, see above. The weight is then rounded to x's dtype, as in the next path.
+  const bool many = rows >= HOPPER_ROWS && rows <= HOPPER_MOST_ROWS;
+  if (many && hopper_asked() && cuda::hopper_serves()) return DensePath::hopper;
   // The weight is then rounded to x's dtype. One that fp16 cannot hold is none of a model that runs in fp16.
   if (rows >= DECODE_ROWS) return DensePath::decoded;
   return DensePath::gemm;
@@ -95,17 +114,18 @@ inline std::optional<Tensor> fast_linear(const Checker& checks, const cuda::Dens
     byte_linear(checks, w, rows_of_x, dtype, rows, of_bias, y);
     return y;
   }
-  const Tensor values = aligned_rows(checks, rows_of_x, dtype, rows, w.K);
+  // wgmma has x copied anyway
+  const Tensor values = path == DensePath::hopper ? rows_of_x : aligned_rows(checks, rows_of_x, dtype, rows, w.K);
   const int64_t columns = values.numel() / rows;
   if (path == DensePath::decoded) {
     const Tensor y = decoded_linear(checks, w, values, dtype, rows, columns, bias);
     return torch::stable::reshape(y, {size.data(), size.size()});
   }
   Tensor y = empty_beside(x, size, x.scalar_type());
-  const bool few = path == DensePath::gemv;
-  const int64_t floats = few ? cuda::gemv_scratch(w, rows) : cuda::gemm_scratch(w, rows);
-  const Tensor scratch = empty_beside(x, {floats}, ScalarType::Float);
-  const auto kernel = few ? cuda::gemv_linear : cuda::gemm_linear;
+  const bool few = path == DensePath::gemv, hopper = path == DensePath::hopper;
+  const auto size_of = few ? cuda::gemv_scratch : hopper ? cuda::hopper_scratch : cuda::gemm_scratch;
+  const Tensor scratch = empty_beside(x, {size_of(w, rows)}, ScalarType::Float);
+  const auto kernel = few ? cuda::gemv_linear : hopper ? cuda::hopper_linear : cuda::gemm_linear;
   check_launch(checks, kernel(w, values.const_data_ptr(), element(dtype), columns, rows, bias_data(of_bias),
                               y.mutable_data_ptr(), mutable_data<float>(scratch), current_stream(x)));
   return y;

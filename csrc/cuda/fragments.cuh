@@ -50,6 +50,10 @@ __device__ __forceinline__ float2 floats_of(uint32_t pair) {
 
 constexpr uint32_t HALF_1024 = 0x64006400u, BFLOAT_128 = 0x43004300u, FLOAT_2_23 = 0x4b000000u;
 
+// The number that codes of less than 8 bits are or'ed into.
+template <typename T>
+constexpr uint32_t LIFTED = std::is_same_v<T, __half> ? HALF_1024 : BFLOAT_128;
+
 // The zero point as `less_zero` takes it.
 template <typename T, int BITS>
 __device__ __forceinline__ uint32_t zero_operand(int zero) {
@@ -73,15 +77,21 @@ __device__ __forceinline__ uint32_t bytes_less_zero(uint32_t codes, uint32_t zer
   }
 }
 
-// codes: one in the lowest bits of each half, the other bits 0.
+// codes: one in the lowest bits of each half, the other bits 0, less than 8 of them; or'ed into LIFTED<T>.
+template <typename T>
+__device__ __forceinline__ uint32_t lifted_less_zero(uint32_t lifted, uint32_t zero) {
+  if constexpr (std::is_same_v<T, __half>)
+    return subtract_pairs<T>(lifted, zero);
+  else  // a zero point of up to 255 is exact, 128 more would not be
+    return subtract_pairs<T>(subtract_pairs<T>(lifted, BFLOAT_128), zero);
+}
+
 template <typename T, int BITS>
 __device__ __forceinline__ uint32_t less_zero(uint32_t codes, uint32_t zero) {
   if constexpr (BITS == 8)
     return bytes_less_zero<T, 0, 2>(codes, zero);
-  else if constexpr (std::is_same_v<T, __half>)
-    return subtract_pairs<T>(codes | HALF_1024, zero);
-  else  // a zero point of up to 255 is exact, 128 more would not be
-    return subtract_pairs<T>(subtract_pairs<T>(codes | BFLOAT_128, BFLOAT_128), zero);
+  else
+    return lifted_less_zero<T>(codes | LIFTED<T>, zero);
 }
 
 // --- dense: a lane's words of a quad
@@ -152,10 +162,9 @@ __device__ __forceinline__ void load_rest(QuadWords<BITS>& quad, const uint8_t* 
   }
 }
 
-// Columns 8t + 2j and the next of row g + 8h in tile u, one code in each half. Not for 8 bits.
+// Columns 8t + 2j and the next of row g + 8h in tile u, one code in each half, or'ed into `codes`. Not for 8 bits.
 template <int BITS>
-__device__ __forceinline__ uint32_t code_pair(const QuadWords<BITS>& quad, int u, int h, int j) {
-  uint32_t codes = 0;
+__device__ __forceinline__ uint32_t code_pair(const QuadWords<BITS>& quad, int u, int h, int j, uint32_t codes) {
 #pragma unroll
   for (int index = 0; index < plane_count(BITS); ++index) {
     const Plane p = plane(BITS, index);
@@ -163,7 +172,7 @@ __device__ __forceinline__ uint32_t code_pair(const QuadWords<BITS>& quad, int u
     const uint32_t word = quad.words[first + (p.bits == 4 ? 2 * u + h : p.bits == 2 ? u : u / 2)];
     const int at = p.bits == 4 ? 4 * j : p.bits == 2 ? 2 * (4 * h + j) : 8 * (u % 2) + 4 * h + j;
     const uint32_t mask = (((1u << p.bits) - 1u) << p.shift) * 0x00010001u;
-    codes |= (at >= p.shift ? word >> (at - p.shift) : word << (p.shift - at)) & mask;
+    codes = masked_into(codes, at >= p.shift ? word >> (at - p.shift) : word << (p.shift - at), mask);
   }
   return codes;
 }
@@ -179,7 +188,7 @@ __device__ __forceinline__ void weight_fragment(uint32_t (&a)[4], const QuadWord
       const uint32_t word = quad.words[4 * u + 2 * h + j / 2];
       a[r] = j % 2 ? bytes_less_zero<T, 2, 3>(word, zero[h]) : bytes_less_zero<T, 0, 1>(word, zero[h]);
     } else {
-      a[r] = less_zero<T, BITS>(code_pair<BITS>(quad, u, h, j), zero[h]);
+      a[r] = lifted_less_zero<T>(code_pair<BITS>(quad, u, h, j, LIFTED<T>), zero[h]);
     }
   }
 }

@@ -126,6 +126,13 @@ int64_t gemm_scratch(const DenseMatrix& w, int64_t rows);
 const char* gemm_linear(const DenseMatrix& w, const void* x, Element type, int64_t x_columns, int64_t rows,
                         const float* bias, void* y, float* scratch, void* stream);
 
+// The same by wgmma, for many rows; x may begin anywhere. The weight is rounded to x's dtype. `serves`: the device is
+// Hopper and the machine code made for it is there.
+bool hopper_serves();
+int64_t hopper_scratch(const DenseMatrix& w, int64_t rows);
+const char* hopper_linear(const DenseMatrix& w, const void* x, Element type, int64_t x_columns, int64_t rows,
+                          const float* bias, void* y, float* scratch, void* stream);
+
 // Rows of x [rows, K] rounded to int8 codes as `code_rows` rounds them. codes: [rows, columns], columns = K rounded up to
 // 128, each 8 in the order of byte_place(bits, i); sums: int32 [columns / span, sum_rows] of each `span` columns of the
 // codes; span: 32, 64 or 128; sum_rows at least rows.

@@ -100,6 +100,13 @@ __device__ __forceinline__ uint32_t select_bytes(uint32_t a, uint32_t b, uint32_
   return value;
 }
 
+// into | (word & mask): one instruction, of which the compiler would make two where `into` is a constant, too.
+__device__ __forceinline__ uint32_t masked_into(uint32_t into, uint32_t word, uint32_t mask) {
+  uint32_t value;
+  asm("lop3.b32 %0, %1, %2, %3, 0xf8;\n" : "=r"(value) : "r"(into), "r"(word), "r"(mask));
+  return value;
+}
+
 // Keeps a value where it is: the compiler may not compute it again.
 __device__ __forceinline__ void keep(uint32_t& value) {
   asm volatile("" : "+r"(value));
@@ -114,6 +121,10 @@ __device__ __forceinline__ void keep(const T*& pointer) {
 
 inline uint32_t select_bytes(uint32_t a, uint32_t b, uint32_t selector) {
   return __byte_perm(a, b, selector & 0xffffu);
+}
+
+inline uint32_t masked_into(uint32_t into, uint32_t word, uint32_t mask) {
+  return into | (word & mask);
 }
 
 inline void keep(uint32_t&) {}

@@ -25,6 +25,7 @@ FLAGS = ["-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off
 FLAGS += ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-DTORCHCOINFER_HOST_MODEL"]
 TORCH_FLAGS = ["-O0", "-DTORCH_TARGET_VERSION=0x020B000000000000", f"-isystem{TORCH / 'include'}"]
 PROBES = ["probe_multiply_16", "probe_multiply_8", "probe_multiply_sparse", "probe_reverse"]
+PROBES += ["probe_warpgroup"]
 PROBES += [f"layout_check_{what}" for what in ("dense", "survivors", "index", "bytes")]
 # (poison of unwritten memory, order of threads): 0 ascending, 1 descending, else a seed
 CONFIGURATIONS = ((0xFF, 0), (0xA5, 1), (0x3C, 7))

@@ -79,6 +79,11 @@ void run_fast_dense(int64_t N, int64_t K, int bits, int64_t rows) {
   std::vector<float> scratch(few ? cuda::gemv_scratch(w, rows) : cuda::gemm_scratch(w, rows)), row_scales(rows);
   expect("fast linear", (few ? cuda::gemv_linear : cuda::gemm_linear)(w, halves.data(), Element::float16, columns, rows,
                                                                       nullptr, y.data(), scratch.data(), nullptr));
+  if (rows >= 64) {
+    scratch.resize(cuda::hopper_scratch(w, rows));
+    expect("hopper_linear", cuda::hopper_linear(w, halves.data(), Element::float16, columns, rows, nullptr, y.data(),
+                                                scratch.data(), nullptr));
+  }
   const int64_t sum_rows = ceil_div(rows, cuda::BYTE_SUM_ROWS) * cuda::BYTE_SUM_ROWS;
   std::vector<int8_t> codes(rows * padded);
   std::vector<int32_t> sums(padded / 64 * sum_rows);

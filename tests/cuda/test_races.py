@@ -17,6 +17,7 @@ RACE = 66  # the sanitizer's exit status
 def build(folder: Path) -> Path:
     """The scheduler itself without the sanitizer: its state is nobody's race."""
     sources = [*sorted((ROOT / "csrc/cuda").glob("*.cu")), MODEL / "probes.cu", ROOT / "tests/cuda/races.cpp"]
+    scheduler = [MODEL / "host_model.cpp", MODEL / "hopper_model.cpp"]
 
     def compile_one(source: Path, *flags: str) -> str:
         target = folder / f"{source.name}.o"
@@ -26,7 +27,7 @@ def build(folder: Path) -> Path:
 
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         jobs = [pool.submit(compile_one, source, "-fsanitize=thread") for source in sources]
-        jobs.append(pool.submit(compile_one, MODEL / "host_model.cpp", "-DHOST_MODEL_RACES"))
+        jobs += [pool.submit(compile_one, source, "-DHOST_MODEL_RACES") for source in scheduler]
         objects = [job.result() for job in jobs]
     program = folder / "races"
     subprocess.run(["c++", "-fsanitize=thread", *objects, "-o", str(program)], check=True)

@@ -24,6 +24,8 @@ def spilling(source: Path, target: Path) -> list[str]:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
     assert "warning" not in done.stderr, done.stderr[-4000:]
+    # wgmma one by one: C7510 and its neighbors
+    assert "Performance Loss" not in done.stderr, done.stderr[-4000:]
     line = r"properties for (\S+)\s+(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes"
     reports = re.findall(line, done.stderr)
     assert reports, "ptxas reports no kernel"

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "cuda_runtime.h"
+#include "hopper_model.h"
 
 // Where __shared__ variables lie; null where no kernel has any.
 extern "C" {
@@ -41,7 +42,7 @@ constexpr int MOST_THREADS = 1024;
 constexpr size_t MOST_DYNAMIC_BYTES = 227 << 10;
 constexpr size_t GUARD_BYTES = 256;  // after dynamic shared memory, must keep their poison
 
-enum class State { runnable, at_block, at_warp, done };
+enum class State { runnable, at_block, at_warp, at_phase, done };
 
 struct Copy {
   void* target;
@@ -64,6 +65,8 @@ struct Fiber {
   std::shared_ptr<Payloads> received;  // of the last collective, all its lanes have the same
   std::vector<Copy> open;
   std::vector<std::vector<Copy>> groups;
+  const uint64_t* barrier;  // whose phase of this parity is awaited
+  uint32_t parity;
   void* tsan;
 };
 
@@ -107,18 +110,6 @@ void leave() {
   swapcontext(&fiber->context, &machine.scheduler);
 }
 
-[[maybe_unused]] void release([[maybe_unused]] void* address) {
-#if defined(HOST_MODEL_RACES)
-  __tsan_release(address);
-#endif
-}
-
-[[maybe_unused]] void acquire([[maybe_unused]] void* address) {
-#if defined(HOST_MODEL_RACES)
-  __tsan_acquire(address);
-#endif
-}
-
 void body() {
   Fiber* fiber = machine.running;
   try {
@@ -127,7 +118,7 @@ void body() {
   } catch (const std::exception& error) {
     if (machine.error.empty()) machine.error = error.what();
   }
-  release(&machine.sync_block);
+  release_to(&machine.sync_block);
   fiber->state = State::done;
   leave();
 }
@@ -220,7 +211,7 @@ void prepare(int threads) {
 }
 
 void finish() {
-  acquire(&machine.sync_block);
+  acquire_from(&machine.sync_block);
 #if defined(HOST_MODEL_RACES)
   for (Fiber& fiber : machine.fibers) __tsan_destroy_fiber(fiber.tsan);
 #endif
@@ -232,10 +223,12 @@ void finish() {
 void run_block(int threads) {
   poison_shared();
   prepare(threads);
+  begin_hopper_block(threads);
   while (machine.error.empty()) {
     bool moved = false, live = false;
     for (const int i : turns(threads)) {
       Fiber& fiber = machine.fibers[i];
+      if (fiber.state == State::at_phase && phase_ended(fiber.barrier, fiber.parity)) fiber.state = State::runnable;
       if (fiber.state == State::runnable) {
         enter(&fiber);
         moved = true;
@@ -245,15 +238,19 @@ void run_block(int threads) {
       live = live || fiber.state != State::done;
     }
     if (!live || !machine.error.empty()) break;
-    if (wake_block() || moved) continue;
+    if (wake_block() || moved || land_bulk_copy()) continue;
     for (const Fiber& fiber : machine.fibers)
       if (fiber.state == State::at_block || fiber.state == State::at_warp) {
         machine.error = place(fiber) + " waits " +
                         (fiber.state == State::at_block ? "at a block barrier" : "at a warp collective") +
                         " that others of its group never reach";
         break;
+      } else if (fiber.state == State::at_phase) {
+        machine.error = place(fiber) + " waits for a phase that never ends";
+        break;
       }
   }
+  if (machine.error.empty()) machine.error = end_hopper_block(threads);
   finish();
 }
 
@@ -267,16 +264,51 @@ int lane() {
   return machine.running->lane;
 }
 
+int thread_number() {
+  return machine.running->warp * WARP + machine.running->lane;
+}
+
 void* dynamic_shared_memory() {
   return machine.dynamic;
 }
 
+size_t dynamic_shared_bytes() {
+  return machine.dynamic_bytes;
+}
+
+int poison() {
+  return machine.options.poison;
+}
+
+int order() {
+  return machine.options.order;
+}
+
+void release_to([[maybe_unused]] void* address) {
+#if defined(HOST_MODEL_RACES)
+  __tsan_release(address);
+#endif
+}
+
+void acquire_from([[maybe_unused]] void* address) {
+#if defined(HOST_MODEL_RACES)
+  __tsan_acquire(address);
+#endif
+}
+
+void meet_phase(const uint64_t* barrier, uint32_t parity) {
+  Fiber* fiber = machine.running;
+  fiber->barrier = barrier, fiber->parity = parity;
+  fiber->state = State::at_phase;
+  leave();
+}
+
 int meet_block(int value) {
   machine.sum += value;
-  release(&machine.sync_block);
+  release_to(&machine.sync_block);
   machine.running->state = State::at_block;
   leave();
-  acquire(&machine.sync_block);
+  acquire_from(&machine.sync_block);
   return machine.sum_of_last;
 }
 
@@ -286,10 +318,10 @@ Brought meet_warp(Meeting kind, uint32_t mask, const void* payload, int bytes) {
   const auto* words = static_cast<const unsigned char*>(payload);
   for (int i = 0; i < bytes; ++i) reinterpret_cast<volatile unsigned char*>(fiber->payload.data())[i] = words[i];
   fiber->meeting = kind, fiber->mask = mask;
-  if (kind == Meeting::sync) release(&machine.sync_warp[fiber->warp]);
+  if (kind == Meeting::sync) release_to(&machine.sync_warp[fiber->warp]);
   fiber->state = State::at_warp;
   leave();
-  if (kind == Meeting::sync) acquire(&machine.sync_warp[fiber->warp]);
+  if (kind == Meeting::sync) acquire_from(&machine.sync_warp[fiber->warp]);
   return reinterpret_cast<Brought>(fiber->received->data());
 }
 

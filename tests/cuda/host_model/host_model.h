@@ -3,7 +3,8 @@
 // every block's start, asynchronous copies land as late as they may, barriers that cannot complete are errors, and the
 // order in which threads run can be changed (a result that depends on it lacks a barrier).
 //
-// Not modelled: time, caches, divergence within a warp beyond what collectives need, clusters, TMA, wgmma.
+// hopper_model.h adds barriers that count bytes, bulk copies and wgmma. Not modelled: time, caches, divergence within a
+// warp beyond what collectives need, clusters, tensor maps.
 
 #pragma once
 
@@ -31,7 +32,7 @@ constexpr int WARP = 32;
 constexpr int PAYLOAD_BYTES = 64;  // what a lane can bring to a collective
 
 // What lanes meet for. Lanes of one collective must agree on it.
-enum class Meeting : int { sync = 1, shuffle, vote, load_matrix, multiply, reduce, match };
+enum class Meeting : int { sync = 1, shuffle, vote, load_matrix, multiply, reduce, match, fence, commit, await };
 
 uint3 thread_index();
 
@@ -42,8 +43,20 @@ int meet_block(int value);
 using Brought = const unsigned char (*)[PAYLOAD_BYTES];
 Brought meet_warp(Meeting kind, uint32_t mask, const void* payload, int bytes);
 int lane();
+int thread_number();  // within the block
+
+// Stops the fiber until the phase of a barrier has ended (hopper_model.h).
+void meet_phase(const uint64_t* barrier, uint32_t parity);
+
+// What the fiber did before `release_to` comes before what another does after `acquire_from` the same address: for the
+// race detector.
+void release_to(void* address);
+void acquire_from(void* address);
 
 void* dynamic_shared_memory();
+size_t dynamic_shared_bytes();
+int poison();
+int order();
 
 // Copies that happen when the thread waits for their group, not before.
 void copy_later(void* target, const void* source, int bytes, int read_bytes);
