@@ -1,13 +1,14 @@
 """The GPU benchmark, as far as a machine without a GPU can see it."""
 
 import math
+import os
 
 import pytest
 import torch
 
 from torchcoinfer.bench.cases import Case
 from torchcoinfer.bench.formats import FORMATS
-from torchcoinfer.bench.gpu import check, goals, graphs, peers, run
+from torchcoinfer.bench.gpu import candidates, check, goals, graphs, peers, run
 from torchcoinfer.bench.gpu.graphs import Timed
 from torchcoinfer.cli import main
 
@@ -109,3 +110,30 @@ def test_goals_that_cannot_be_judged_are_told():
     assert {cell.verdict for cell in unsure} == {"not judged: p90/median 2.00 > 1.2"}
     assert {cell.verdict for cell in goals.judge([])} == {"not judged: did not run"}
     assert goals.summary([]).splitlines()[-2].startswith("goals met in 0 of 0 cells")
+
+
+def test_candidates_are_asked_for_during_the_call_only(monkeypatch):
+    (one,) = candidates.CANDIDATES
+    for before in (None, "0"):
+        monkeypatch.delenv(one.variable, raising=False)
+        if before is not None:
+            monkeypatch.setenv(one.variable, before)
+        assert one.called(lambda: os.environ[one.variable])() == "1"
+        with pytest.raises(ZeroDivisionError):
+            one.called(lambda: 1 / 0)()
+        assert os.environ.get(one.variable) == before
+
+
+def test_candidates_stand_beside_their_default(monkeypatch):
+    (one,) = candidates.CANDIDATES
+    assert set(one.formats) <= set(FORMATS)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    assert one.serves("W4", 64) and one.serves("W8", 4095)
+    assert not any([one.serves("W4", 63), one.serves("W4A8", 64), one.serves("W4", 64, "cpu")])
+    cell = {"shape": [64, 16, 8], "dtype": "bf16", "judged": True}
+    rows = [{**cell, "kernel": "W4", "median_s": 3e-6}, {**cell, "kernel": "W4, wgmma", "median_s": 2e-6}]
+    told = candidates.summary(rows)
+    assert "W4, wgmma" in told and "1.50" in told and "faster" in told
+    assert candidates.summary(rows[:1]) == ""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 9))
+    assert not one.serves("W4", 64)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from torchcoinfer.bench.formats import FORMATS
+from torchcoinfer.bench.gpu.candidates import CANDIDATES
 from torchcoinfer.nn import QuantConv2d, QuantEmbedding, SparseQuantLinear
 from torchcoinfer.ops import decode_activation, encode_activation, search_grid
 from torchcoinfer.ops.quant_linear import quantize_rows
@@ -71,9 +72,13 @@ def _linear_cells(name: str, module: nn.Module, device: str) -> Iterator[Cell]:
             if module.activation_bits:
                 codes, scale = quantize_rows(x.float())
                 exact = codes.double() * scale.double()
-            y = moved(x.to(device)).cpu()
-            shape = (tokens, columns, weight.shape[0])
-            yield Cell(name, shape, str(dtype).removeprefix("torch."), _excess(y, exact, weight))
+            shape, kind = (tokens, columns, weight.shape[0]), str(dtype).removeprefix("torch.")
+            yield Cell(name, shape, kind, _excess(moved(x.to(device)).cpu(), exact, weight))
+            for candidate in CANDIDATES:
+                if dtype != torch.float32 and candidate.serves(name, tokens, device):
+                    with candidate.asked():
+                        y = moved(x.to(device)).cpu()
+                    yield Cell(f"{name}, {candidate.name}", shape, kind, _excess(y, exact, weight))
     back = moved.cpu().state_dict()
     same = all(torch.equal(tensor, back[key]) for key, tensor in module.state_dict().items())
     yield Cell(f"{name}, there and back", tuple(weight.shape), "bytes", 0.0 if same else float("inf"))

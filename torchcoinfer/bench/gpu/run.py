@@ -16,7 +16,7 @@ from torch import nn
 from torchcoinfer.bench import roofline
 from torchcoinfer.bench.cases import Case, shapes
 from torchcoinfer.bench.formats import FORMATS, RACED, fresh
-from torchcoinfer.bench.gpu import check, goals, peers
+from torchcoinfer.bench.gpu import candidates, check, goals, peers
 from torchcoinfer.bench.gpu.graphs import Timed, copies_for, race
 from torchcoinfer.errors import KernelError
 from torchcoinfer.ops import has_kernels
@@ -68,6 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
         print("\ncut off: the cases after these have not run")
     if arguments.goals:
         print(goals.summary(found))
+    print(candidates.summary(found))
     if arguments.picture:
         print(f"wrote {roofline.save(found, Path(arguments.picture), frozenset(peers.PEERS))}")
     return int(cut_off)
@@ -128,6 +129,12 @@ def _case(
     own = [
         Timed(name, [partial(module, x) for module in copies], _bytes(copies[0]), case.flops)
         for name, copies in modules.items()
+    ]
+    own += [
+        Timed(f"{one.name}, {asked.name}", list(map(asked.called, one.calls)), one.moved_bytes, one.flops)
+        for one in own
+        for asked in candidates.CANDIDATES
+        if asked.serves(one.name, case.tokens)
     ]
     made = list(peers.make(others, case, DTYPES[kind]))
     contenders = [*own, *(peer for peer in made if isinstance(peer, Timed))]
