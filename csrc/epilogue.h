@@ -3,13 +3,13 @@
 
 #pragma once
 
-#include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include <array>
 #include <string>
 
 #include "check.h"
+#include "torch_call.h"
 
 namespace torchcoinfer {
 
@@ -24,12 +24,11 @@ inline torch::stable::Tensor activated(torch::stable::Tensor y, const std::strin
   if (name == "none") return y;
   if (name == "gelu" || name == "gelu_tanh") {
     std::array<StableIValue, 2> stack{from(y), from(std::string(name == "gelu" ? "none" : "tanh"))};
-    STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::gelu_", "", stack.data(), TORCH_ABI_VERSION));
+    call_torch("aten::gelu_", stack.data());
     return torch::stable::detail::to<torch::stable::Tensor>(stack[0]);
   }
   std::array<StableIValue, 1> stack{from(y)};
-  const char* op = name == "relu" ? "aten::relu_" : "aten::silu_";
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(op, "", stack.data(), TORCH_ABI_VERSION));
+  call_torch(name == "relu" ? "aten::relu_" : "aten::silu_", stack.data());
   return torch::stable::detail::to<torch::stable::Tensor>(stack[0]);
 }
 

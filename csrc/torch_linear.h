@@ -2,12 +2,13 @@
 
 #pragma once
 
-#include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include <array>
 #include <optional>
+
+#include "torch_call.h"
 
 namespace torchcoinfer {
 
@@ -17,7 +18,7 @@ inline torch::stable::Tensor torch_linear(const torch::stable::Tensor& x, const 
                                           const std::optional<torch::stable::Tensor>& bias) {
   using torch::stable::detail::from;
   std::array<StableIValue, 3> stack{from(x), from(weight), from(bias)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::linear", "", stack.data(), TORCH_ABI_VERSION));
+  call_torch("aten::linear", stack.data());
   const auto y = torch::stable::detail::to<torch::stable::Tensor>(stack[0]);
   return y.scalar_type() == x.scalar_type() ? y : torch::stable::to(y, x.scalar_type());
 }

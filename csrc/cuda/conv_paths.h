@@ -41,7 +41,7 @@ inline Tensor decoded_conv2d(const Checker& checks, const cuda::DenseMatrix& w, 
                                     pair(s.padding),
                                     pair(s.dilation),
                                     torch::stable::detail::from(s.groups)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::conv2d", "", stack.data(), TORCH_ABI_VERSION));
+  call_torch("aten::conv2d", stack.data());
   const Tensor y = torch::stable::detail::to<Tensor>(stack[0]);
   // the op's result is contiguous whatever x is; autocast takes part in calls through the dispatcher
   return torch::stable::contiguous(torch::stable::to(y, x.scalar_type()));

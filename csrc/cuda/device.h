@@ -30,6 +30,8 @@ inline bool is_beside(const Tensor& tensor, const Tensor&) {
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 
+#include "torch_call.h"
+
 #define TORCHCOINFER_CUDA_OPS(m) STABLE_TORCH_LIBRARY_IMPL(torchcoinfer, CUDA, m)
 
 namespace torchcoinfer {
