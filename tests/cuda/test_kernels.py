@@ -77,7 +77,7 @@ def test_sparse_layers_are_near_float64_on_every_path(sparsity, dtype):
 def layers() -> nn.Sequential:
     """A small compressed model: convolution, quantized, 2:4 and bitmap layers."""
     return nn.Sequential(
-        QuantConv2d.from_float(nn.Conv2d(3, 8, 3), 4, 32).with_activation("gelu"),
+        QuantConv2d.from_float(nn.Conv2d(3, 8, 3), 4, 32).set_activation("gelu"),
         nn.Flatten(),
         QuantLinear.from_float(nn.Linear(8 * 36, 96), 4, 32, 8, x_scales=torch.full((8 * 36,), 0.02)),
         SparseLinear.from_float(nn.Linear(96, 64), "2:4"),

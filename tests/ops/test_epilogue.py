@@ -98,7 +98,7 @@ def test_static_layer(tmp_path):
     plain = torch.nn.Linear(K, N).requires_grad_(False)
     x = torch.randn(50, K) * torch.logspace(-2, 1, K)
     x_scales = x.abs().amax(0) / 127
-    layer = QuantLinear.from_float(plain, 8, 32, 8, x_scales=x_scales).with_activation("relu")
+    layer = QuantLinear.from_float(plain, 8, 32, 8, x_scales=x_scales).set_activation("relu")
     expected = plain(x).relu()
     assert float((layer(x) - expected).norm() / expected.norm()) < 0.02
     rounding = (layer.dequantize_weight() - plain.weight) * x_scales
@@ -106,7 +106,7 @@ def test_static_layer(tmp_path):
 
     empty = QuantLinear(K, N, bits=8, group_size=32, activation_bits=8, static_scales=True)
     empty.load_state_dict(layer.state_dict())
-    assert torch.equal(empty.with_activation("relu")(x), layer(x))
+    assert torch.equal(empty.set_activation("relu")(x), layer(x))
     assert layer.to(torch.bfloat16).x_scales.dtype == torch.float32
     assert layer.packed_bytes - 4 * K == sum(t.nbytes for t in (layer.packed, layer.scales, layer.zeros))
     layer.float()
@@ -116,6 +116,7 @@ def test_static_layer(tmp_path):
     exported = torch.export.export(layer, (x,), dynamic_shapes=({0: torch.export.Dim.AUTO},)).module()
     assert torch.equal(exported(x[:7]), layer(x[:7]))
     assert "activation='relu'" in repr(layer)
+    assert "static_scales=True" in repr(layer)
 
 
 REFUSED = {
@@ -124,12 +125,13 @@ REFUSED = {
         "activation_bits",
     ),
     "shape": (lambda: static(torch.ones(K - 1)), str(K)),
+    "a list": (lambda: static([1.0] * K), "list"),
     "zero": (lambda: static(torch.zeros(K)), "positive"),
     "NaN": (lambda: static(torch.full((K,), float("nan"))), "positive"),
     "op, weight-only": (lambda: of_op(torch.ones(K), 0), "activation_bits 8"),
     "op, shape": (lambda: of_op(torch.ones(K + 1), 8), "x_scales"),
     "op, dtype": (lambda: of_op(torch.ones(K).half(), 8), "x_scales"),
-    "function": (lambda: QuantLinear.from_float(torch.nn.Linear(K, N)).with_activation("mish"), "gelu"),
+    "function": (lambda: QuantLinear.from_float(torch.nn.Linear(K, N)).set_activation("mish"), "gelu"),
 }
 
 

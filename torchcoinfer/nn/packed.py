@@ -43,8 +43,8 @@ class PackedModule(nn.Module):
         self.sparsity_format = sparsity_format
         self.activation = "none"
 
-    def with_activation(self, activation: str) -> PackedModule:
-        """This module, whose outputs go through an activation function in the same call.
+    def set_activation(self, activation: str) -> PackedModule:
+        """Let outputs go through an activation function in the same call; returns this module, changed.
 
         Args:
             activation: "none", "relu", "gelu", "gelu_tanh" or "silu".

@@ -156,9 +156,11 @@ class QuantLinear(DenseCodes):
                 expected="activation_bits 8",
                 remedy="pass activation_bits=8, or leave x_scales out",
             )
-        if tuple(x_scales.shape) != (self.in_features,):
-            got = tuple(x_scales.shape)
-            raise ArgumentError("QuantLinear: x_scales", got=got, expected=f"({self.in_features},)")
+        if not isinstance(x_scales, Tensor) or tuple(x_scales.shape) != (self.in_features,):
+            got = tuple(x_scales.shape) if isinstance(x_scales, Tensor) else type(x_scales).__name__
+            raise ArgumentError(
+                "QuantLinear: x_scales", got=got, expected=f"a tensor of shape ({self.in_features},)"
+            )
         scales = x_scales.detach().float().contiguous()
         if scales.device.type != "meta" and not bool((torch.isfinite(scales) & (scales > 0)).all()):
             raise ArgumentError(
@@ -193,5 +195,7 @@ class QuantLinear(DenseCodes):
     def extra_repr(self) -> str:
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, "
-            f"bias={self.bias is not None}, " + self._storage_repr()
+            f"bias={self.bias is not None}, "
+            + self._storage_repr()
+            + (", static_scales=True" if self.x_scales is not None else "")
         )
