@@ -6,10 +6,12 @@ The help of the program itself needs no torch: a command's own modules are impor
 from __future__ import annotations
 
 import argparse
+import ast
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -108,12 +110,22 @@ def _report(options: argparse.Namespace) -> int:
 # -- bench ----------------------------------------------------------------------------------------------
 
 
+class _SuiteParser(argparse.ArgumentParser):
+    """Imports its suite when it is called: one needs the solver, another a GPU, none all of them."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        import_module(f"torchcoinfer.bench.{self.prog.rpartition(' ')[2]}").add_arguments(self)
+        return super().parse_known_args(args, namespace)
+
+
 def _bench_arguments(parser: argparse.ArgumentParser) -> None:
-    suites = parser.add_subparsers(dest="suite", required=True, metavar="suite")
+    suites = parser.add_subparsers(
+        dest="suite", required=True, metavar="suite", parser_class=_SuiteParser, prog=parser.prog
+    )
     for name in BENCH_SUITES:
-        module = import_module(f"torchcoinfer.bench.{name}")
-        summary = (module.__doc__ or "").partition("\n\n")[0].replace("``", "'")
-        module.add_arguments(suites.add_parser(name, help=summary, description=summary))
+        source = Path(find_spec(f"torchcoinfer.bench.{name}").origin).read_text(encoding="utf-8")
+        summary = (ast.get_docstring(ast.parse(source)) or "").partition("\n\n")[0].replace("``", "'")
+        suites.add_parser(name, help=summary, description=summary)
 
 
 def _bench(options: argparse.Namespace) -> int:

@@ -21,6 +21,27 @@ def test_help_needs_no_torch():
     assert all(f"\n  {name} " in done.stdout for name in cli.COMMANDS)
 
 
+def test_a_bench_suite_needs_no_other():
+    # a lent machine with a GPU has not everything: the kernels' suite must run without the solver
+    program = (
+        "import sys\n"
+        "sys.modules.update(highspy=None, torch_pruning=None, sklearn=None)\n"  # cannot be imported
+        "from torchcoinfer import cli\n"
+        "try: cli.main(['bench', sys.argv[1], '--help'])\n"
+        "except SystemExit as stop: assert stop.code == 0\n"
+    )
+    for suite, option in (("kernels", "--goals"), ("decode", "--rounds")):
+        done = subprocess.run([sys.executable, "-c", program, suite], capture_output=True, text=True)
+        assert done.returncode == 0 and option in done.stdout, done.stderr
+
+
+def test_every_bench_suite_is_summed_up(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["bench", "--help"])
+    listed = " ".join(capsys.readouterr().out.split())
+    assert all(f"{name} 'torchcoinfer bench {name}': " in listed for name in cli.BENCH_SUITES)
+
+
 @pytest.mark.parametrize("arguments", [[], ["--version"]])
 def test_help_and_version(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
