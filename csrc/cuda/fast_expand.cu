@@ -69,7 +69,8 @@ __device__ __forceinline__ void expand_quad(const SparseMatrix& w, int64_t block
 
 // The same of one tile in any order.
 __device__ void expand_tile(const SparseMatrix& w, int64_t block, int64_t tiles, int64_t tile, int lane, uint4* to) {
-  uint32_t words[4];
+  auto* words = reinterpret_cast<uint32_t*>(to + lane);
+#pragma unroll 1
   for (int i = 0; i < 4; ++i) {
     const int n = lane / 4 + 8 * (i / 2), group = 2 * (lane % 4) + i % 2;
     const auto code = [&](int slot) {
@@ -78,7 +79,6 @@ __device__ void expand_tile(const SparseMatrix& w, int64_t block, int64_t tiles,
     const auto nibble = static_cast<uint32_t>(paired_nibble(w, block, tiles, tile, n, group));
     words[i] = group_bytes(code(0) | code(1) << 16, nibble, point_of(w, block, tile, n));
   }
-  to[lane] = make_uint4(words[0], words[1], words[2], words[3]);
 }
 
 template <int BITS>
