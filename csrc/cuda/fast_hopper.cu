@@ -31,6 +31,7 @@ __device__ __forceinline__ uint32_t load_pair(const uint16_t* row, int64_t k, in
 __global__ void __launch_bounds__(THREADS)
     arrange(const uint16_t* x, int64_t rows, int64_t stride, int64_t K, int quads, int tile_rows, int64_t count,
             bool pairs, uint4* out) {
+  admit_kernel_after();
   const int64_t step = static_cast<int64_t>(gridDim.x) * THREADS;
   for (int64_t at = static_cast<int64_t>(blockIdx.x) * THREADS + threadIdx.x; at < count; at += step) {
     const int64_t line = at / CHUNKS, half = line / tile_rows, part = half / 2;
@@ -53,6 +54,7 @@ int64_t x_bytes(const HopperCut& cut) {
 
 // A thread block: a part of one tile.
 __global__ void __launch_bounds__(THREADS) add_parts(HopperProblem p) {
+  await_kernel_before();
   const HopperCut& cut = p.cut;
   const int tile = static_cast<int>(blockIdx.x), begin = tile * cut.quads, end = begin + cut.quads;
   const int sums = cut.tile_rows / 2;
@@ -164,7 +166,7 @@ const char* hopper_linear(const DenseMatrix& w, const void* x, Element type, int
   run(p, stream);
   if (!p.cut.whole) {
     const dim3 grid(static_cast<unsigned>(p.cut.tiles()), static_cast<unsigned>(p.cut.tile_rows / 8));
-    launch(add_parts, grid, THREADS, 0, stream, p);
+    launch_early(add_parts, grid, THREADS, 0, stream, p);
   }
   return launch_error();
 }

@@ -373,6 +373,8 @@ __global__ void __launch_bounds__(HOPPER_THREADS, 1) multiply_by_wgmma(HopperPro
 #if TORCHCOINFER_SM90A
   const Ring<Stage> ring;
   ring.start();
+  admit_kernel_after();
+  await_kernel_before();  // it arranges x
   const int begin = p.cut.begin(blockIdx.x), end = p.cut.begin(blockIdx.x + 1);
   Feeder<Stage> feeder(p, ring, begin, end);
   const bool feeds = threadIdx.x < WARP;
@@ -397,7 +399,7 @@ __global__ void __launch_bounds__(HOPPER_THREADS, 1) multiply_by_wgmma(HopperPro
 
 template <typename T, typename Stage>
 void launch_hopper(const HopperProblem& p, void* stream) {
-  launch(multiply_by_wgmma<T, Stage>, p.cut.blocks, HOPPER_THREADS, Stage::COUNT * Stage::BYTES + BARRIER_BYTES, stream,
+  launch_early(multiply_by_wgmma<T, Stage>, p.cut.blocks, HOPPER_THREADS, Stage::COUNT * Stage::BYTES + BARRIER_BYTES, stream,
          p);
 }
 

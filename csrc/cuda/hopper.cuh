@@ -1,5 +1,6 @@
-// What Hopper (sm_90a) adds, one named wrapper per PTX instruction: barriers that count bytes, bulk copies to shared
-// memory, warpgroup matrix products (wgmma). A kernel that uses them has a body only where TORCHCOINFER_SM90A is 1.
+// What Hopper (sm_90a) adds, one named wrapper per PTX instruction: kernels that start early, barriers that count bytes,
+// bulk copies to shared memory, warpgroup matrix products (wgmma). A kernel that uses more than the first has a body
+// only where TORCHCOINFER_SM90A is 1.
 //
 // wgmma m64nNk16, with w the warp of its warpgroup (four warps from a multiple of four on), g = lane / 4, t = lane % 4:
 //
@@ -49,6 +50,22 @@ __host__ __device__ constexpr uint64_t swizzled_rows(uint32_t address) {
 }
 
 #ifdef __CUDACC__
+
+// --- kernels of one stream
+
+// The kernel after this one, if launched by `launch_early`, may start from here on.
+__device__ __forceinline__ void admit_kernel_after() {
+#if TORCHCOINFER_SM90A
+  asm volatile("griddepcontrol.launch_dependents;\n" ::: "memory");
+#endif
+}
+
+// Until the kernel before this one has ended; the first access to what it wrote comes after.
+__device__ __forceinline__ void await_kernel_before() {
+#if TORCHCOINFER_SM90A
+  asm volatile("griddepcontrol.wait;\n" ::: "memory");
+#endif
+}
 
 // --- barriers in shared memory: a phase ends when `arrivals` threads have arrived and all expected bytes are there
 
@@ -159,6 +176,10 @@ TORCHCOINFER_WGMMA(__nv_bfloat16, "bf16")
 #undef D8
 
 #else
+
+inline void admit_kernel_after() {}
+
+inline void await_kernel_before() {}
 
 using host_model::arrive;
 using host_model::arrive_expecting;
