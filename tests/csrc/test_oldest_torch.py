@@ -1,4 +1,4 @@
-"""The oldest torch that pyproject.toml names lacks a macro of later ones: csrc/torch_call.h has it for both."""
+"""The oldest torch that pyproject.toml names lacks a macro of later ones; csrc/torch_call.h has it."""
 
 from pathlib import Path
 
