@@ -14,19 +14,19 @@ constexpr int64_t DECODED_BYTES = 2 << 20;
 
 // How a weight is stored: by the rows of x from which on torch is sooner done, measured on Zen 5 (floats with amx:
 // reckoned, torch has tiles there). Decoding takes as long as the products of about ten rows. The kernels of codes lose
-// to torch by a tenth where rows are many, and, as they have to make digits of x first, by more where N is small.
+// to torch by a tenth where rows are many, and by more where K is small: they finish and store a sum more slowly.
 enum class Stored { codes, sparse_codes, floats };
 
-inline int64_t decoded_rows(Isa isa, Stored stored, int64_t N) {
+inline int64_t decoded_rows(Isa isa, Stored stored, int64_t K) {
   if (stored == Stored::floats) return isa == Isa::amx ? 16 : 128;
-  return std::clamp<int64_t>(N / 2, 128, stored == Stored::codes ? 384 : 192);
+  return std::clamp<int64_t>(K / 2, 128, stored == Stored::codes ? 384 : 192);
 }
 
 // Whether a weight-only layer goes that way.
 inline bool is_decoded(Isa isa, Dtype x, int64_t rows, int64_t activation_bits, Stored stored, int64_t N, int64_t K) {
 #if TORCHCOINFER_X86
   return has_avx512(isa) && x == Dtype::bfloat16 && !activation_bits && N > 0 && K > 0 &&
-         rows >= decoded_rows(isa, stored, N);
+         rows >= decoded_rows(isa, stored, K);
 #else
   (void)isa, (void)x, (void)rows, (void)activation_bits, (void)stored, (void)N, (void)K;
   return false;

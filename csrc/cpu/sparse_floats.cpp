@@ -41,14 +41,7 @@ bool multiply_rows(const SparseCall& call, const FloatRows& x, const ParallelFor
     for (int64_t block = begin; block < end; ++block) {
       const SurvivorStream stream(w, spread, block, scratch.get());
       if (!multiply_block(w, spread, x, stream, places.get(), sums.get())) sound = false;
-      for (int64_t m = 0; m < x.rows; ++m) {
-        float of_rows[BLOCK_N];
-        for (int n = 0; n < BLOCK_N; ++n) {
-          const float* four = sums.get() + m * GROUP_PLACES + GROUP_K * n;
-          of_rows[n] = (four[0] + four[1]) + (four[2] + four[3]);
-        }
-        store_row(of_rows, call.out, m, block);
-      }
+      spread.store(sums.get(), x.rows, call.out, block);
     }
   });
   return sound;

@@ -7,6 +7,7 @@
 
 #include "cpu/dtype.h"
 #include "cpu/isa.h"
+#include "cpu/linear.h"
 #include "layout_sparse.h"
 
 namespace torchcoinfer {
@@ -30,7 +31,11 @@ struct Spread {
               int64_t rows, float* sums);
   // sums[m][4 * n + i] += sum over the words of places[w][4 * n + i] * x[m][4 * w + i]
   void (*multiply)(const float* places, int64_t words, const float* x, int64_t stride, int64_t rows, float* sums);
+  // a block's columns of y[m] from sums[m]: (s[4n] + s[4n + 1]) + (s[4n + 2] + s[4n + 3]), and what the output adds
+  void (*store)(const float* sums, int64_t rows, const Output& out, int64_t block);
 };
+
+void store_scalar(const float* sums, int64_t rows, const Output& out, int64_t block);
 
 extern const Spread SPREAD_SCALAR;
 #if TORCHCOINFER_X86

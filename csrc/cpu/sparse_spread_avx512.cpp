@@ -5,6 +5,7 @@
 #if TORCHCOINFER_X86
 
 #include "cpu/sparse_chunk_avx512.h"
+#include "cpu/store_avx512.h"
 
 namespace torchcoinfer {
 namespace {
@@ -206,9 +207,25 @@ void multiply(const float* places, int64_t words, const float* x, int64_t stride
   if (m < rows) multiply_rows<1>(places, words, x + m * stride, stride, sums + m * GROUP_PLACES);
 }
 
+// Neighbors of a pair of vectors added: within 128 bits, sums of left's two pairs, then of right's.
+TORCHCOINFER_AVX512_INLINE __m512 add_neighbors(__m512 left, __m512 right) {
+  return _mm512_add_ps(_mm512_shuffle_ps(left, right, 0x88), _mm512_shuffle_ps(left, right, 0xdd));
+}
+
+TORCHCOINFER_AVX512 void store(const float* sums, int64_t rows, const Output& out, int64_t block) {
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  for (int64_t m = 0; m < rows; ++m, sums += GROUP_PLACES) {
+    __m512 v[VECTORS];
+#pragma GCC unroll 4
+    for (int i = 0; i < VECTORS; ++i) v[i] = _mm512_loadu_ps(sums + 16 * i);
+    const __m512 fours = add_neighbors(add_neighbors(v[0], v[1]), add_neighbors(v[2], v[3]));
+    avx512::store_sums(_mm512_permutexvar_ps(order, fours), out, m, block);
+  }
+}
+
 }  // namespace
 
-const Spread SPREAD_AVX512 = {count, masks, unpack, bytes, floats, few, multiply};
+const Spread SPREAD_AVX512 = {count, masks, unpack, bytes, floats, few, multiply, store};
 
 }  // namespace torchcoinfer
 

@@ -104,7 +104,7 @@ void masks(const uint8_t* index, int64_t words, uint64_t* masks) {
 
 }  // namespace
 
-const Spread SPREAD_NEON = {count, masks, unpack, bytes, floats, nullptr, multiply};
+const Spread SPREAD_NEON = {count, masks, unpack, bytes, floats, nullptr, multiply, store_scalar};
 
 }  // namespace torchcoinfer
 

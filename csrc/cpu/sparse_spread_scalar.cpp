@@ -61,6 +61,17 @@ void multiply(const float* places, int64_t words, const float* x, int64_t stride
 
 }  // namespace
 
-const Spread SPREAD_SCALAR = {count, masks, unpack, bytes, floats, nullptr, multiply};
+void store_scalar(const float* sums, int64_t rows, const Output& out, int64_t block) {
+  for (int64_t m = 0; m < rows; ++m, sums += GROUP_PLACES) {
+    float of_rows[BLOCK_N];
+    for (int n = 0; n < BLOCK_N; ++n) {
+      const float* four = sums + GROUP_K * n;
+      of_rows[n] = (four[0] + four[1]) + (four[2] + four[3]);
+    }
+    store_row(of_rows, out, m, block);
+  }
+}
+
+const Spread SPREAD_SCALAR = {count, masks, unpack, bytes, floats, nullptr, multiply, store_scalar};
 
 }  // namespace torchcoinfer

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torchcoinfer import ops
 from torchcoinfer.errors import TorchCoinferError
 
-FEWEST, ROWS = 128, 384  # from there on, with few n and with any (csrc/cpu/decoded.h)
+FEWEST, ROWS = 128, 384  # from there on, with few k and with any (csrc/cpu/decoded.h)
 SHAPES = ((97, 1003), (16, 32), (17, 33), (5, 1), (27, 4096), (1000, 2100))  # N, K; the last in three parts
 WIDE = [isa for isa in ops.cpu_isas() if isa in ("avx512", "amx")]
 
