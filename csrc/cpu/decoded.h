@@ -11,6 +11,7 @@ namespace torchcoinfer {
 
 // Plain rows of one part: they stay in the cache next to where they are multiplied, and no call takes more memory.
 constexpr int64_t DECODED_BYTES = 2 << 20;
+constexpr int64_t DECODED_GRAIN = 1 << 17;  // weights that are worth a thread
 
 // How a weight is stored: by the rows of x from which on torch is sooner done, measured on Zen 5 (floats with amx:
 // reckoned, torch has tiles there). Decoding takes as long as the products of about ten rows. The kernels of codes lose

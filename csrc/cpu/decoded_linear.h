@@ -26,7 +26,7 @@ std::optional<Tensor> decoded_linear(const Tensor& x, int64_t N, const std::opti
   auto* weight = static_cast<uint16_t*>(part.mutable_data_ptr());
   const auto decode_part = [&](int64_t first, int64_t count) {
     std::atomic<bool> sound{true};
-    torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+    torch::stable::parallel_for(0, count, ceil_div(DECODED_GRAIN, BLOCK_N * K), [&](int64_t begin, int64_t end) {
       if (!decode(first + begin, first + end, weight + begin * BLOCK_N * K)) sound = false;
     });
     return sound.load();
