@@ -66,11 +66,7 @@ def test_gives_the_dense_layer(case, isa, monkeypatch):
             assert y.shape == expected.shape
             # parts may be summed in another order than the whole
             near = 2.0**-8 * (expected.abs() + 2.0**-7 * x.abs().float() @ weight.abs().T)
-            assert bool(((y - expected).abs() <= near).all()), (
-                case,
-                N,
-                K,
-            )  # parts may be summed in other orders
+            assert bool(((y - expected).abs() <= near).all()), (case, N, K)
 
 
 @pytest.mark.parametrize("isa", WIDE)
