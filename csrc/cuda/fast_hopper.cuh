@@ -337,7 +337,8 @@ class HopperWarp {
     for (int i = 0; i < BLOCKS; ++i) prepare_grid<T, BITS>(grid_[i], p_.w, steps_.of_quad);
   }
 
-  __device__ __forceinline__ void load_codes(QuadWords<BITS> (&quad)[BLOCKS], const uint8_t* codes, int left, int u) const {
+  __device__ __forceinline__ void load_codes(QuadWords<BITS> (&quad)[BLOCKS], const uint8_t* codes, int left,
+                                             int u) const {
 #pragma unroll
     for (int i = 0; i < BLOCKS; ++i)
       load_tile<BITS>(quad[i], codes + (warp_ * BLOCKS + i) * QUAD_BYTES<BITS>, left, u, lane_);
@@ -345,6 +346,7 @@ class HopperWarp {
 
   // The products of the step before are done: its stage may be filled again.
   __device__ __forceinline__ void release() const {
+    __syncwarp();  // all lanes have read their codes
     if (before_ && lane_ == 0) arrive(before_);
   }
 
@@ -399,8 +401,8 @@ __global__ void __launch_bounds__(HOPPER_THREADS, 1) multiply_by_wgmma(HopperPro
 
 template <typename T, typename Stage>
 void launch_hopper(const HopperProblem& p, void* stream) {
-  launch_early(multiply_by_wgmma<T, Stage>, p.cut.blocks, HOPPER_THREADS, Stage::COUNT * Stage::BYTES + BARRIER_BYTES, stream,
-         p);
+  constexpr size_t SHARED_BYTES = Stage::COUNT * Stage::BYTES + BARRIER_BYTES;
+  launch_early(multiply_by_wgmma<T, Stage>, p.cut.blocks, HOPPER_THREADS, SHARED_BYTES, stream, p);
 }
 
 template <int BITS>

@@ -14,6 +14,12 @@ CASES = (
     (300, 357, 0, True, 70),
     (16, 1100, 64, False, 65),
 )
+# every width with one dtype; the other runs with -m slow
+KINDS = [
+    pytest.param(bits, dtype, marks=[pytest.mark.slow] * (i % 2 != j), id=f"{bits}-{dtype}")
+    for i, bits in enumerate(BITS)
+    for j, dtype in enumerate(HALVES)
+]
 
 
 @pytest.fixture(autouse=True)
@@ -26,8 +32,7 @@ def products(dtype: torch.dtype) -> float:
     return SUMS + 1.01 * ROUNDED_WEIGHT[dtype]
 
 
-@pytest.mark.parametrize("dtype", HALVES, ids=str)
-@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("bits, dtype", KINDS)
 @pytest.mark.parametrize("N, K, group_size, symmetric, rows", CASES)
 def test_linear_is_near_float64(model, N, K, group_size, symmetric, rows, bits, dtype):
     moved, (_, scales, zeros), exact = device_weight(model, N, K, bits, group_size, symmetric, torch.float32)

@@ -72,7 +72,9 @@ struct Fiber {
 
 struct Options {
   int poison = 0xff;
-  int order = 0;  // 0 ascending, 1 descending, else a seed of random orders
+  // 0: ascending, every thread a step in its turn. 1: descending, each warp as far as it goes alone. Others: seeds of
+  // random orders, each warp some steps at a time.
+  int order = 0;
 };
 
 // The model is one machine: what a GPU keeps in its registers stands here, guarded by `busy`.
@@ -87,6 +89,7 @@ struct Machine {
   const std::function<void()>* kernel = nullptr;
   std::string error;
   int sum = 0, sum_of_last = 0;
+  uint64_t random = 0;  // state of random orders
   unsigned char dynamic[MOST_DYNAMIC_BYTES + GUARD_BYTES] __attribute__((aligned(1024)));
   size_t dynamic_bytes = 0;
   char sync_block, sync_warp[MOST_THREADS / WARP];  // addresses for the race detector
@@ -165,15 +168,16 @@ bool wake_warp(const Fiber& arrived) {
   return true;
 }
 
+uint64_t random_number() {
+  machine.random = machine.random * 6364136223846793005u + 1442695040888963407u;
+  return machine.random >> 33;
+}
+
 std::vector<int> turns(int count) {
   std::vector<int> order(count);
   for (int i = 0; i < count; ++i) order[i] = machine.options.order == 1 ? count - 1 - i : i;
   if (machine.options.order < 2) return order;
-  uint64_t state = static_cast<uint64_t>(machine.options.order) * 0x9e3779b97f4a7c15u + blockIdx.x;
-  for (int i = count - 1; i > 0; --i) {
-    state = state * 6364136223846793005u + 1442695040888963407u;
-    std::swap(order[i], order[(state >> 33) % (i + 1)]);
-  }
+  for (int i = count - 1; i > 0; --i) std::swap(order[i], order[random_number() % (i + 1)]);
   return order;
 }
 
@@ -220,23 +224,39 @@ void finish() {
       machine.error = "a kernel wrote beyond its dynamic shared memory";
 }
 
+// Lets a fiber run until it waits. False: it does so already.
+bool run_fiber(Fiber& fiber) {
+  if (fiber.state == State::at_phase && phase_ended(fiber.barrier, fiber.parity)) fiber.state = State::runnable;
+  if (fiber.state != State::runnable) return false;
+  enter(&fiber);
+  if (machine.error.empty() && fiber.state == State::at_warp) wake_warp(fiber);
+  return true;
+}
+
+constexpr int STEPS_AT_ONCE = 16;  // on average
+
+bool run_warp(int first, int lanes) {
+  bool moved = false;
+  for (bool again = true; again && machine.error.empty();) {
+    again = false;
+    for (const int lane : turns(lanes))
+      if (machine.error.empty() && run_fiber(machine.fibers[first + lane])) again = true;
+    moved = moved || again;
+    if (machine.options.order == 0 || (machine.options.order > 1 && random_number() % STEPS_AT_ONCE == 0)) break;
+  }
+  return moved;
+}
+
 void run_block(int threads) {
   poison_shared();
   prepare(threads);
   begin_hopper_block(threads);
+  machine.random = static_cast<uint64_t>(machine.options.order) * 0x9e3779b97f4a7c15u + blockIdx.x;
   while (machine.error.empty()) {
     bool moved = false, live = false;
-    for (const int i : turns(threads)) {
-      Fiber& fiber = machine.fibers[i];
-      if (fiber.state == State::at_phase && phase_ended(fiber.barrier, fiber.parity)) fiber.state = State::runnable;
-      if (fiber.state == State::runnable) {
-        enter(&fiber);
-        moved = true;
-        if (!machine.error.empty()) break;
-        if (fiber.state == State::at_warp) wake_warp(fiber);
-      }
-      live = live || fiber.state != State::done;
-    }
+    for (const int warp : turns((threads + WARP - 1) / WARP))
+      moved = run_warp(warp * WARP, std::min(WARP, threads - warp * WARP)) || moved;
+    for (const Fiber& fiber : machine.fibers) live = live || fiber.state != State::done;
     if (!live || !machine.error.empty()) break;
     if (wake_block() || moved || land_bulk_copy()) continue;
     for (const Fiber& fiber : machine.fibers)
