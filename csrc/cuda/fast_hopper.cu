@@ -138,7 +138,9 @@ bool hopper_serves() {
   int device = 0, major = 0;
   if (cudaGetDevice(&device) != cudaSuccess) return false;
   if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess) return false;
-  return major == 9 && hopper_is_built();
+  if (major != 9) return false;
+  static const bool is_built = hopper_is_built();  // the same for every Hopper
+  return is_built;
 }
 
 int64_t hopper_scratch(const DenseMatrix& w, int64_t rows) {
