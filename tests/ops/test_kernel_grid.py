@@ -66,10 +66,8 @@ class Weight:
 
 def check(weight, dtype, activation_bits, rows, isas, monkeypatch):
     K = weight.exact.shape[1]
-    x, bias = (
-        (torch.randn(max(rows), K) / 4).to(dtype),
-        torch.randn(weight.N),
-    )  # no y is too large for float16
+    x = (torch.randn(max(rows), K) / 4).to(dtype)  # no y is too large for float16
+    bias = torch.randn(weight.N)
     exact, allowed, rounding = weight.references(x, bias, activation_bits)
     for isa, M in itertools.product(isas, rows):
         if isa == "scalar" and M * weight.exact.numel() > MOST_SCALAR:
