@@ -173,7 +173,9 @@ int64_t out_size(int64_t size, int64_t kernel, int64_t stride, int64_t padding, 
 // The four two-element arguments of a convolution, checked.
 void check_pair(const Checker& checks, const char* argument, const std::vector<int64_t>& pair, int64_t least) {
   check(pair.size() == 2, checks.op, argument, "2 integers", pair.size());
-  for (int64_t value : pair) check(value >= least, checks.op, argument, ">= " + std::to_string(least), value);
+  for (int64_t value : pair)
+    check(value >= least && value <= INT32_MAX, checks.op, argument,
+          std::to_string(least) + " to " + std::to_string(INT32_MAX), value);
 }
 
 ConvShape conv_shape(const Checker& checks, const Tensor& x, int64_t out_channels, const std::vector<int64_t>& kernel,
@@ -193,7 +195,9 @@ ConvShape conv_shape(const Checker& checks, const Tensor& x, int64_t out_channel
   s.out_height = out_size(s.height, kernel[0], stride[0], padding[0], dilation[0]);
   s.out_width = out_size(s.width, kernel[1], stride[1], padding[1], dilation[1]);
   for (int i = 0; i < 2; ++i)
-    s.kernel[i] = kernel[i], s.stride[i] = stride[i], s.padding[i] = padding[i], s.dilation[i] = dilation[i];
+    s.kernel[i] = kernel[i], s.padding[i] = padding[i], s.dilation[i] = dilation[i];
+  // one output needs no stride: room for patches is made by it
+  s.stride[0] = s.out_height > 1 ? stride[0] : 1, s.stride[1] = s.out_width > 1 ? stride[1] : 1;
   check(s.out_height > 0 && s.out_width > 0, checks.op, "x", "an image at least as large as the kernel",
         shape_text(x));
   return s;

@@ -145,7 +145,8 @@ void set_pair(const Checker& checks, const char* argument, const std::vector<int
               int64_t* pair) {
   check(values.size() == 2, checks.op, argument, "2 integers", values.size());
   for (int i = 0; i < 2; ++i) {
-    check(values[i] >= least, checks.op, argument, ">= " + std::to_string(least), values[i]);
+    check(values[i] >= least && values[i] <= INT32_MAX, checks.op, argument,
+          std::to_string(least) + " to " + std::to_string(INT32_MAX), values[i]);
     pair[i] = values[i];
   }
 }

@@ -161,7 +161,7 @@ class QuantLinear(DenseCodes):
             raise ArgumentError(
                 "QuantLinear: x_scales", got=got, expected=f"a tensor of shape ({self.in_features},)"
             )
-        scales = x_scales.detach().float().contiguous()
+        scales = x_scales.detach().float().clone(memory_format=torch.contiguous_format)
         if scales.device.type != "meta" and not bool((torch.isfinite(scales) & (scales > 0)).all()):
             raise ArgumentError(
                 "QuantLinear: x_scales",

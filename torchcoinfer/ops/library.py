@@ -7,12 +7,15 @@ references run everywhere: correct, slow, and announced by one loud warning.
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from torchcoinfer.errors import ArgumentError
 from torchcoinfer.ops.schemas import SCHEMAS
 
 _FOLDER = Path(__file__).resolve().parent.parent
@@ -61,4 +64,22 @@ def implement(name: str, reference: Callable, fake: Callable | None) -> None:
     """
     _LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
     if fake is not None:
-        torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_LIBRARY)
+        torch.library.register_fake(f"{NAMESPACE}::{name}", _of_one_kind(name, fake), lib=_LIBRARY)
+
+
+def _of_one_kind(name: str, fake: Callable) -> Callable:
+    """The fake, which refuses what has values beside what has none: its output would be memory nobody wrote."""
+
+    @functools.wraps(fake)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        kinds = [value.is_meta for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
+        if any(kinds) and not kinds[0]:
+            raise ArgumentError(
+                name,
+                got="a tensor with values and one on the meta device",
+                expected="tensors on one device",
+                remedy="load a state_dict into a module made on the meta device first, with assign=True",
+            )
+        return fake(*args, **kwargs)
+
+    return checked
