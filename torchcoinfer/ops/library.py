@@ -68,7 +68,7 @@ def implement(name: str, reference: Callable, fake: Callable | None) -> None:
 
 
 def _of_one_kind(name: str, fake: Callable) -> Callable:
-    """The fake, which refuses what has values beside what has none: its output would be memory nobody wrote."""
+    """The fake, which refuses values beside none: its output would be memory that nobody wrote."""
 
     @functools.wraps(fake)
     def checked(*args: Any, **kwargs: Any) -> Any:
